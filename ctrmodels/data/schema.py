@@ -1,0 +1,170 @@
+"""What a model needs to know of a log: its fields, their id spaces, its objectives and its row counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ctrmodels.errors import InputError
+
+ROLES = ("train", "arch", "valid", "test")
+Role = Literal["train", "arch", "valid", "test"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input column of the encoded log.
+
+    Attributes:
+        name: column name in the log.
+        kind: ``categorical``, ``numeric`` or ``sequence``.
+        vocab: number of ids. Categorical: ids ``0 .. vocab-1`` by falling frequency on ``train``, the last
+            one for out-of-vocabulary values. Numeric: number of quantile buckets, the last one for missing.
+            Sequence: that of the field it is made of, or of its own steps.
+        side: whom the field describes: ``user``, ``item`` or ``context``.
+        of: for a sequence, the categorical field whose ids (and embedding) its steps use; ``None`` = the
+            steps have an id space of their own.
+        max_length: for a sequence, the number of steps kept.
+    """
+
+    name: str
+    kind: Literal["categorical", "numeric", "sequence"]
+    vocab: int
+    side: Literal["user", "item", "context"] = "context"
+    of: str | None = None
+    max_length: int = 0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One label to predict.
+
+    Attributes:
+        name: its name.
+        kind: ``binary`` or ``regression``.
+        after: the parent objective whose positives are this one's sample space; ``None`` = all rows.
+    """
+
+    name: str
+    kind: Literal["binary", "regression"] = "binary"
+    after: str | None = None
+
+    @property
+    def space(self) -> str:
+        """Name of the sample space: ``all`` or the parent's name."""
+        return self.after or "all"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The encoded log's description, written by ``encode`` as ``schema.json``.
+
+    ``id_fields`` (categorical and bucketised numeric) have one column each in ``ids``; ``numeric_fields``
+    have a standardised copy in ``numeric``; ``sequence_fields`` have an id matrix each.
+
+    Attributes:
+        fields: every field, in the order of params.yaml.
+        objectives: every objective, parents before children.
+        rows: row count per role.
+        vocab_hash: sha256 over the vocabularies (values, not only sizes).
+        roles_hash: sha256 over which row has which role.
+    """
+
+    fields: tuple[Field, ...]
+    objectives: tuple[Objective, ...]
+    rows: Mapping[str, int]
+    vocab_hash: str
+    roles_hash: str
+
+    @property
+    def id_fields(self) -> tuple[Field, ...]:
+        """Fields with one id per row, in column order of ``ids``."""
+        return tuple(f for f in self.fields if f.kind != "sequence")
+
+    @property
+    def numeric_fields(self) -> tuple[Field, ...]:
+        """Fields with a standardised value per row, in column order of ``numeric``."""
+        return tuple(f for f in self.fields if f.kind == "numeric")
+
+    @property
+    def sequence_fields(self) -> tuple[Field, ...]:
+        """Fields with a list of ids per row."""
+        return tuple(f for f in self.fields if f.kind == "sequence")
+
+    @property
+    def id_spaces(self) -> tuple[Field, ...]:
+        """Fields that own an id space: the id fields in column order, then sequences without ``of``."""
+        return self.id_fields + tuple(f for f in self.sequence_fields if f.of is None)
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Start of every field's ids when all id spaces are laid end to end (a sequence ``of`` a field: its start)."""
+        starts, total = {}, 0
+        for f in self.id_spaces:
+            starts[f.name] = total
+            total += f.vocab
+        for f in self.sequence_fields:
+            if f.of is not None:
+                starts[f.name] = starts[f.of]
+        return starts
+
+    @property
+    def total_vocab(self) -> int:
+        """Number of ids of all id spaces together."""
+        return sum(f.vocab for f in self.id_spaces)
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the fields and objectives."""
+        body = [[asdict(f) for f in self.fields], [asdict(o) for o in self.objectives]]
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    def id_index(self, name: str) -> int:
+        """Column of field ``name`` in ``ids``.
+
+        Raises:
+            KeyError: no id field has that name.
+        """
+        for i, f in enumerate(self.id_fields):
+            if f.name == name:
+                return i
+        raise KeyError(name)
+
+    def objective_index(self, name: str) -> int:
+        """Column of objective ``name`` in ``labels``.
+
+        Raises:
+            KeyError: no objective has that name.
+        """
+        for i, o in enumerate(self.objectives):
+            if o.name == name:
+                return i
+        raise KeyError(name)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Schema:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is absent or not a schema.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(path.read_text())
+            return cls(
+                fields=tuple(Field(**f) for f in raw["fields"]),
+                objectives=tuple(Objective(**o) for o in raw["objectives"]),
+                rows=dict(raw["rows"]),
+                vocab_hash=raw["vocab_hash"],
+                roles_hash=raw["roles_hash"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(path, "schema", type(error).__name__, "not a readable schema",
+                             "run the stage `encode` again") from error

@@ -1,0 +1,502 @@
+"""params.yaml as typed, closed models: an unknown key or a value out of range is refused in one line.
+
+Fields marked with :func:`form` also appear on Airflow's trigger form; ``python -m tasks.config`` writes the
+form's JSON schema to ``dags/form.json``, which the DAG reads (it may not import pydantic models at parse time).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ctrmodels.errors import InputError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+SOURCES = ("movielens-100k", "files", "simulated")
+EMBEDDING_METHODS = ("uniform", "autodim", "pep")
+INTERACTION_METHODS = ("all_pairs", "autofis")
+MODELS = ("shared_bottom", "esmm", "mmoe")
+
+
+def form(section: str, title: str) -> dict[str, Any]:
+    """Mark a field as one that the trigger form offers."""
+    return {"form": {"section": section, "title": title}}
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values cannot be changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+class Join(Section):
+    """A side table joined to the log: user or item attributes.
+
+    ``path``, ``format``, ``delimiter``, ``header``, ``columns``, ``encoding`` are as in :class:`Files`.
+    """
+
+    path: str
+    on: str
+    format: Literal["parquet", "csv"] = "csv"
+    delimiter: str = ","
+    header: bool | Literal["auto"] = True
+    columns: tuple[str, ...] | None = None
+    encoding: str = "utf-8"
+
+
+class Files(Section):
+    """Where a log's files lie and how they are written.
+
+    Attributes:
+        path: a file, folder, glob, or folder of ``day=YYYY-MM-DD`` partitions; or a mapping of role
+            (``train``, ``valid``, ``test``, ``arch``) to such paths when the files say which row plays
+            which role (``split: {by: file}``). A relative path starts at the folder that the environment
+            variable CTRMODELS_DATA names.
+        format: ``parquet`` or ``csv`` (TSV is ``csv`` with ``delimiter: "\\t"``); ``.gz`` and ``.xz`` are read.
+        header: whether the first line names the columns; ``auto`` = a first line equal to ``columns``.
+        columns: names of the columns where no header gives them.
+        null_value: text that stands for a missing value, beside the empty one.
+        digest: sha256 of the listing of the files, filled in when a run is planned; a log that changed
+            since is refused.
+    """
+
+    path: str | dict[Literal["train", "valid", "test", "arch"], str | tuple[str, ...]]
+    format: Literal["parquet", "csv"] = "parquet"
+    delimiter: str = ","
+    header: bool | Literal["auto"] = True
+    columns: tuple[str, ...] | None = None
+    encoding: str = "utf-8"
+    null_value: str | None = None
+    join: tuple[Join, ...] = ()
+    digest: str | None = None
+
+
+class Simulated(Section):
+    """Parameters of the simulator; the truth they plant is described in ``ctrmodels.data.simulator``."""
+
+    rows: Annotated[int, Field(ge=1000)] = 100_000
+    seed: Annotated[int, Field(ge=0)] = 0
+    days: Annotated[int, Field(ge=1)] = 5
+
+
+class Build(Section):
+    """How ingest builds a history: earlier rows of the same ``by``, in ``order``, for which ``where`` holds."""
+
+    by: str
+    order: str
+    where: str | None = None
+
+
+class FieldSpec(Section):
+    """One input column; ``of``, ``delimiter``, ``max_length`` and ``build`` belong to sequences.
+
+    Attributes:
+        of: the categorical field whose ids the sequence's steps are; ``null`` = an id space of their own.
+        delimiter: what separates the steps of a sequence that is stored as text.
+        max_length: steps kept: the most recent of a built history, the first of a stored list.
+        build: collect the sequence from earlier rows of the log.
+    """
+
+    name: Name
+    kind: Literal["categorical", "numeric", "sequence"]
+    side: Literal["user", "item", "context"] = "context"
+    of: str | None = None
+    delimiter: str | None = None
+    max_length: Annotated[int, Field(ge=0, le=1000)] = 0
+    build: Build | None = None
+
+    @model_validator(mode="after")
+    def _sequence_options(self) -> FieldSpec:
+        if self.kind == "sequence":
+            if self.max_length < 1:
+                raise ValueError(f"sequence field {self.name!r} needs max_length >= 1")
+            if self.build is not None and self.of is None:
+                raise ValueError(f"sequence field {self.name!r}: build needs of, the field it collects")
+        elif self.of or self.delimiter or self.build or self.max_length:
+            raise ValueError(f"field {self.name!r}: of, delimiter, max_length and build belong to sequences")
+        return self
+
+
+class ObjectiveSpec(Section):
+    """One label. ``label`` is a column or a Spark SQL expression; ``after`` names the parent objective."""
+
+    name: Name
+    kind: Literal["binary", "regression"] = "binary"
+    label: str
+    after: str | None = None
+
+
+class Split(Section):
+    """Which row plays which role.
+
+    ``time``: by global time, latest rows to ``test``. ``group_time``: the same inside every group.
+    ``random``: by a hash of the row. ``column``: the values of ``column`` are the roles' names.
+    ``file``: by the role that ``data.files.path`` gives each file. ``arch`` is carved out of ``train``
+    (its latest part, or a hash share) unless the column or the files give it.
+    """
+
+    by: Literal["time", "group_time", "random", "column", "file"] = "time"
+    column: str | None = None
+    arch: Share = 0.1
+    valid: Share = 0.1
+    test: Share = 0.1
+
+    @model_validator(mode="after")
+    def _shares(self) -> Split:
+        if self.by in ("time", "group_time", "random") and self.valid + self.test >= 1:
+            raise ValueError("split.valid + split.test must leave rows for train")
+        if (self.by == "column") != (self.column is not None):
+            raise ValueError("split.column belongs to split.by: column, and is needed there")
+        return self
+
+
+class Data(Section):
+    """The log: where it is, its fields, its objectives, and its split into roles."""
+
+    source: Annotated[Literal[SOURCES], Field(json_schema_extra=form("Data", "Data source"))]  # type: ignore[valid-type]
+    files: Files | None = None
+    simulated: Simulated = Simulated()
+    fields: Annotated[tuple[FieldSpec, ...], Field(min_length=1)]
+    objectives: Annotated[tuple[ObjectiveSpec, ...], Field(min_length=1)]
+    timestamp: str | None = None
+    group: str | None = None
+    position: str | None = None
+    split: Split = Split()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Data:
+        names = [f.name for f in self.fields] + [o.name for o in self.objectives]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"the name {twice[0]!r} is used twice among fields and objectives")
+        kinds = {f.name: f.kind for f in self.fields}
+        for f in self.fields:
+            if f.of is not None and kinds.get(f.of) != "categorical":
+                raise ValueError(f"sequence field {f.name!r}: of = {f.of!r} is not a categorical field")
+        if all(k == "sequence" for k in kinds.values()):
+            raise ValueError("fields: at least one categorical or numeric field is needed")
+        seen: dict[str, ObjectiveSpec] = {}
+        for o in self.objectives:
+            if o.after is not None:
+                parent = seen.get(o.after)
+                if parent is None:
+                    raise ValueError(f"objective {o.name!r}: after = {o.after!r} is no earlier objective; "
+                                     "list the parent first")
+                if parent.kind != "binary":
+                    raise ValueError(f"objective {o.name!r}: after = {o.after!r} is not binary")
+            seen[o.name] = o
+        if self.source == "files" and self.files is None:
+            raise ValueError("source: files needs the key data.files")
+        if self.split.by in ("time", "group_time") and self.timestamp is None:
+            raise ValueError(f"split.by: {self.split.by} needs data.timestamp")
+        if self.split.by == "group_time" and self.group is None:
+            raise ValueError("split.by: group_time needs data.group")
+        by_role = self.files is not None and isinstance(self.files.path, dict)
+        if self.source == "files" and (self.split.by == "file") != by_role:
+            raise ValueError("split.by: file goes with a data.files.path that maps roles to files")
+        if any(f.build for f in self.fields) and self.timestamp is None:
+            raise ValueError("a field with build: needs data.timestamp")
+        return self
+
+
+# --- stages -------------------------------------------------------------------------------------------
+
+
+class Training(Section):
+    """One loop for search, retraining and controls. Fractions of steps, never absolute counts.
+
+    Attributes:
+        embedding_dim: width D of every field's embedding before any search.
+        hidden: widths of the MLP.
+        epochs: at most this many passes; early stopping on ``valid`` usually ends it before.
+        patience: epochs without a better ``valid`` metric before it stops.
+        learning_rate: of Adam.
+        l2: weight of the squared norm of the embedding rows that a batch touches, per row of the batch.
+        device: ``auto`` takes a GPU where there is one.
+    """
+
+    embedding_dim: Annotated[int, Field(ge=1, le=512)] = 16
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 32)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    epochs: Annotated[int, Field(ge=1, le=1000, json_schema_extra=form("Training", "Epochs at most"))] = 15
+    patience: Annotated[int, Field(ge=1)] = 2
+    batch_size: Annotated[int, Field(ge=2)] = 1024
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Ingest(Section):
+    """Reading the log. ``partitions`` fixes Spark's partition count, so that row order never depends on cores."""
+
+    partitions: Annotated[int, Field(ge=1)] = 4
+
+
+class Frequency(Section):
+    """Counting. Logs up to ``small_rows`` rows take one pass over Arrow batches, larger ones a job per column."""
+
+    small_rows: Annotated[int, Field(ge=0)] = 2_000_000
+
+
+class Validate(Section):
+    """Limits of the data contract.
+
+    Attributes:
+        keys: columns that together identify a row; empty = no duplicate check.
+        max_null_rate: critical above it, per field; ``null_rates`` overrides it by field.
+        positive_rate: critical outside ``[low, high]``, per binary objective.
+        max_unseen_rate: warning above it: share of a role's values that ``train`` does not have.
+        psi: population stability index against the reference day: [warning, critical].
+        reference_day: day to compare with; ``null`` = the first day of the log.
+    """
+
+    keys: tuple[str, ...] = ()
+    max_null_rate: Annotated[float, Field(ge=0, le=1)] = 0.5
+    null_rates: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    positive_rate: tuple[float, float] = (0.0001, 0.99)
+    max_unseen_rate: Annotated[float, Field(ge=0, le=1)] = 0.5
+    psi: tuple[float, float] = (0.1, 0.25)
+    reference_day: str | None = None
+
+
+class Encode(Section):
+    """Ids and numbers. Values seen fewer than ``min_count`` times on ``train`` share the out-of-vocabulary id."""
+
+    min_count: Annotated[int, Field(ge=1)] = 2
+    buckets: Annotated[int, Field(ge=2, le=1024)] = 32
+
+
+class AutoDim(Section):
+    """AutoDim (WWW 2021): one width per field from ``candidates``, by a Gumbel-softmax mixture, bi-level."""
+
+    candidates: tuple[Annotated[int, Field(ge=1)], ...] = (2, 4, 8, 16)
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    every: Annotated[int, Field(ge=1)] = 2
+    epochs: Annotated[int, Field(ge=1)] = 6
+
+
+class Pep(Section):
+    """PEP (ICLR 2021): soft thresholds prune single embedding values; ``targets`` are kept shares."""
+
+    granularity: Literal["global", "dimension", "value", "value_dimension"] = "value_dimension"
+    targets: tuple[Share, ...] = (0.5, 0.3, 0.15)
+    threshold_init: float = -7.0
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    weight_decay: Annotated[float, Field(gt=0)] = 1e-5
+    epochs: Annotated[int, Field(ge=1)] = 30
+
+
+class SearchEmbedding(Section):
+    """Which embedding searches run, how often, and towards which objective (``null`` = the first)."""
+
+    methods: Annotated[tuple[Literal[EMBEDDING_METHODS], ...],  # type: ignore[valid-type]
+                       Field(min_length=1, json_schema_extra=form("Search", "Embedding searches"))]
+    seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Search", "Seeds per embedding search"))] = 3
+    objective: str | None = None
+    autodim: AutoDim = AutoDim()
+    pep: Pep = Pep()
+
+
+class Select(Section):
+    """One rule: best ``valid`` metric within the budget; ties inside the seeds' spread go to the cheaper.
+
+    ``budget`` is the largest share of the dense control's parameters that a candidate may have.
+    """
+
+    metric: Annotated[Literal["auc", "logloss"],
+                      Field(json_schema_extra=form("Choice", "Metric that searches are judged by"))] = "auc"
+    budget: Annotated[float, Field(gt=0, le=1,
+                                   json_schema_extra=form("Choice", "Largest share of the dense parameters"))] = 1.0
+
+
+class AutoFis(Section):
+    """AutoFIS (KDD 2020): a gate per pair, pruned by GRDA with its final threshold at ``target_threshold``."""
+
+    target_threshold: Annotated[float, Field(gt=0)] = 1.16
+    gamma: Annotated[float, Field(gt=0)] = 1.0
+    mu: Annotated[float, Field(gt=0)] = 0.8
+    gate_init: Annotated[float, Field(gt=0)] = 0.6
+    epochs: Annotated[int, Field(ge=1)] = 5
+
+
+class SearchInteraction(Section):
+    """Which interaction searches run, how often, and towards which objective (``null`` = the first)."""
+
+    methods: Annotated[tuple[Literal[INTERACTION_METHODS], ...],  # type: ignore[valid-type]
+                       Field(min_length=1, json_schema_extra=form("Search", "Interaction searches"))]
+    seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Search", "Seeds per interaction search"))] = 3
+    objective: str | None = None
+    autofis: AutoFis = AutoFis()
+
+
+class Mmoe(Section):
+    """MMoE (KDD 2018): ``experts`` MLPs mixed by one softmax gate per objective."""
+
+    experts: Annotated[int, Field(ge=1)] = 4
+
+
+class Retrain(Section):
+    """The multi-objective models trained on the chosen architecture.
+
+    ``bottom`` are the widths of the shared bottom or of each expert, ``tower`` those of each tower.
+    """
+
+    models: Annotated[tuple[Literal[MODELS], ...],  # type: ignore[valid-type]
+                      Field(min_length=1, json_schema_extra=form("Models", "Multi-objective models"))]
+    seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Models", "Seeds per model"))] = 3
+    bottom: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
+    tower: tuple[Annotated[int, Field(ge=1)], ...] = (32,)
+    loss_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    mmoe: Mmoe = Mmoe()
+
+
+class SelectModel(Section):
+    """Best mean of ``metric`` over the objectives on ``valid``; ties inside the spread go to the cheaper model."""
+
+    metric: Annotated[Literal["auc", "gauc", "logloss"],
+                      Field(json_schema_extra=form("Choice", "Metric that models are judged by"))] = "auc"
+
+
+class TuneFusion(Section):
+    """Weights of the fused score: tuned on the first ``window`` of valid's groups, reported on the rest."""
+
+    functions: Annotated[tuple[Literal["weighted_sum", "weighted_product"], ...], Field(min_length=1)] = (
+        "weighted_sum", "weighted_product")
+    metric: Literal["ndcg", "gauc"] = "ndcg"
+    k: Annotated[int, Field(ge=1)] = 10
+    trials: Annotated[int, Field(ge=1, le=100_000, json_schema_extra=form("Fusion", "Fusion trials"))] = 60
+    window: Share = 0.5
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.98
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Report(Section):
+    """The report's heading."""
+
+    title: str = "ctrmodels"
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: Data
+    training: Training = Training()
+    ingest: Ingest = Ingest()
+    frequency: Frequency = Frequency()
+    validate_: Validate = Field(default=Validate(), alias="validate")
+    encode: Encode = Encode()
+    search_embedding: SearchEmbedding
+    select_embedding: Select = Select()
+    search_interaction: SearchInteraction
+    select_interaction: Select = Select()
+    retrain: Retrain
+    select_model: SelectModel = SelectModel()
+    tune_fusion: TuneFusion = TuneFusion()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _cross_checks(self) -> Params:
+        names = [o.name for o in self.data.objectives if o.kind == "binary"]
+        for section in ("search_embedding", "search_interaction"):
+            chosen = getattr(self, section).objective
+            if chosen is not None and chosen not in names:
+                raise ValueError(f"{section}.objective = {chosen!r} is not a binary objective of data.objectives")
+        if not names:
+            raise ValueError("data.objectives: at least one binary objective is needed")
+        if "uniform" not in self.search_embedding.methods:
+            raise ValueError("search_embedding.methods must contain 'uniform', the control of every search")
+        if "all_pairs" not in self.search_interaction.methods:
+            raise ValueError("search_interaction.methods must contain 'all_pairs', the control of every search")
+        if max(self.search_embedding.autodim.candidates) > self.training.embedding_dim:
+            raise ValueError("search_embedding.autodim.candidates must not exceed training.embedding_dim")
+        return self
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        InputError: the file is unreadable, or a key or value is not accepted; names the key and the remedy.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(path, "yaml", first, "not readable as YAML", "mend the file") from error
+    return parse(raw, path)
+
+
+def parse(raw: Any, where: Path | str) -> Params:
+    """Check an already read params.yaml.
+
+    Raises:
+        InputError: a key or value is not accepted.
+    """
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(p) for p in first["loc"]) or "params"
+        if first["type"] == "extra_forbidden":
+            raise InputError(where, key, first["input"], "unknown key",
+                             "remove it or mend its spelling (docs/params.md lists every key)") from None
+        problem = first["msg"].removeprefix("Value error, ")
+        raise InputError(where, key, first["input"], problem, "see docs/params.md for this key") from None
+
+
+def form_schema() -> dict[str, dict[str, Any]]:
+    """The trigger form: dotted key → JSON schema of the fields marked with :func:`form`."""
+    schema = Params.model_json_schema(by_alias=True)
+    definitions = schema["$defs"]
+    found: dict[str, dict[str, Any]] = {}
+
+    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+        return definitions[node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for name, child in resolve(node).get("properties", {}).items():
+            key = f"{prefix}{name}"
+            if "form" in child:
+                kept = {k: v for k, v in child.items() if k not in ("form", "default")}
+                found[key] = {**kept, **child["form"]}
+            elif "$ref" in child:
+                walk(child, f"{key}.")
+
+    walk(schema, "")
+    return found
+
+
+def apply_form(raw: dict[str, Any], values: dict[str, Any], where: Path | str) -> dict[str, Any]:
+    """``raw`` (a read params.yaml) with the trigger form's dotted ``values`` put in, checked as a whole.
+
+    Raises:
+        InputError: a key is not on the form, or the result is not accepted.
+    """
+    known = form_schema()
+    changed = json.loads(json.dumps(raw))
+    for key, value in values.items():
+        if key not in known:
+            raise InputError("trigger form", key, value, "not a key of the form",
+                             f"use one of {', '.join(sorted(known))}")
+        node = changed
+        *path, last = key.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = list(value) if isinstance(value, tuple) else value
+    parse(changed, where)
+    return changed
+
+
+if __name__ == "__main__":
+    target = Path(__file__).resolve().parents[1] / "dags" / "form.json"
+    target.write_text(json.dumps(form_schema(), indent=2) + "\n")
