@@ -1,0 +1,1 @@
+"""The Airflow DAGs; ``graph`` reads dvc.yaml, from which they are drawn."""

@@ -38,19 +38,31 @@ class Section(BaseModel):
 # --- data ---------------------------------------------------------------------------------------------
 
 
+def _columns_are_named(files: Any) -> Any:
+    if files.format == "csv" and files.header is not True and not files.columns:
+        raise ValueError(f"header: {files.header} needs columns, the names of the columns")
+    return files
+
+
 class Join(Section):
     """A side table joined to the log: user or item attributes.
 
-    ``path``, ``format``, ``delimiter``, ``header``, ``columns``, ``encoding`` are as in :class:`Files`.
+    ``path``, ``format``, ``delimiter``, ``quote``, ``header``, ``columns``, ``encoding`` are as in
+    :class:`Files`; ``key`` is the column that the log and the side table share.
     """
 
     path: str
-    on: str
+    key: str
     format: Literal["parquet", "csv"] = "csv"
     delimiter: str = ","
+    quote: str = '"'
     header: bool | Literal["auto"] = True
     columns: tuple[str, ...] | None = None
     encoding: str = "utf-8"
+
+    @model_validator(mode="after")
+    def _named(self) -> Join:
+        return _columns_are_named(self)
 
 
 class Files(Section):
@@ -62,6 +74,7 @@ class Files(Section):
             which role (``split: {by: file}``). A relative path starts at the folder that the environment
             variable CTRMODELS_DATA names.
         format: ``parquet`` or ``csv`` (TSV is ``csv`` with ``delimiter: "\\t"``); ``.gz`` and ``.xz`` are read.
+        quote: what encloses a CSV value that holds the delimiter; ``""`` = nothing does.
         header: whether the first line names the columns; ``auto`` = a first line equal to ``columns``.
         columns: names of the columns where no header gives them.
         null_value: text that stands for a missing value, beside the empty one.
@@ -72,6 +85,7 @@ class Files(Section):
     path: str | dict[Literal["train", "valid", "test", "arch"], str | tuple[str, ...]]
     format: Literal["parquet", "csv"] = "parquet"
     delimiter: str = ","
+    quote: str = '"'
     header: bool | Literal["auto"] = True
     columns: tuple[str, ...] | None = None
     encoding: str = "utf-8"
@@ -79,17 +93,37 @@ class Files(Section):
     join: tuple[Join, ...] = ()
     digest: str | None = None
 
+    @model_validator(mode="after")
+    def _named(self) -> Files:
+        return _columns_are_named(self)
+
 
 class Simulated(Section):
-    """Parameters of the simulator; the truth they plant is described in ``ctrmodels.data.simulator``."""
+    """The simulated log's size and shape; docs/simulator.md describes it and its planted truth.
+
+    Attributes:
+        rows: impressions, exactly.
+        seed: of every draw.
+        days: days the log covers.
+        items: catalogue on the first day; later days add new ids.
+        list_size: items shown per request.
+        position_bias: exponent e of the examination curve ``position ** -e``; 0 = every position is looked at.
+    """
 
     rows: Annotated[int, Field(ge=1000)] = 100_000
     seed: Annotated[int, Field(ge=0)] = 0
     days: Annotated[int, Field(ge=1)] = 5
+    items: Annotated[int, Field(ge=96)] = 5_000
+    list_size: Annotated[int, Field(ge=1, le=24)] = 10
+    position_bias: Annotated[float, Field(ge=0)] = 0.7
 
 
 class Build(Section):
-    """How ingest builds a history: earlier rows of the same ``by``, in ``order``, for which ``where`` holds."""
+    """How ingest builds a history: earlier rows of the same ``by``, in ``order``, for which ``where`` holds.
+
+    All three are columns or Spark SQL expressions. A row's own history stops before its own ``order``: rows of
+    the same moment are not in it.
+    """
 
     by: str
     order: str
@@ -100,6 +134,7 @@ class FieldSpec(Section):
     """One input column; ``of``, ``delimiter``, ``max_length`` and ``build`` belong to sequences.
 
     Attributes:
+        value: Spark SQL expression over the log's columns; ``null`` = the column called ``name``.
         of: the categorical field whose ids the sequence's steps are; ``null`` = an id space of their own.
         delimiter: what separates the steps of a sequence that is stored as text.
         max_length: steps kept: the most recent of a built history, the first of a stored list.
@@ -109,6 +144,7 @@ class FieldSpec(Section):
     name: Name
     kind: Literal["categorical", "numeric", "sequence"]
     side: Literal["user", "item", "context"] = "context"
+    value: str | None = None
     of: str | None = None
     delimiter: str | None = None
     max_length: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -121,6 +157,8 @@ class FieldSpec(Section):
                 raise ValueError(f"sequence field {self.name!r} needs max_length >= 1")
             if self.build is not None and self.of is None:
                 raise ValueError(f"sequence field {self.name!r}: build needs of, the field it collects")
+            if self.build is not None and (self.value is not None or self.delimiter is not None):
+                raise ValueError(f"sequence field {self.name!r}: build goes without value and delimiter")
         elif self.of or self.delimiter or self.build or self.max_length:
             raise ValueError(f"field {self.name!r}: of, delimiter, max_length and build belong to sequences")
         return self
@@ -160,7 +198,11 @@ class Split(Section):
 
 
 class Data(Section):
-    """The log: where it is, its fields, its objectives, and its split into roles."""
+    """The log: where it is, its fields, its objectives, and its split into roles.
+
+    ``timestamp`` (Unix seconds, a date or a time), ``group`` and ``position`` are columns or Spark SQL
+    expressions.
+    """
 
     source: Annotated[Literal[SOURCES], Field(json_schema_extra=form("Data", "Data source"))]  # type: ignore[valid-type]
     files: Files | None = None
@@ -221,6 +263,7 @@ class Training(Section):
         patience: epochs without a better ``valid`` metric before it stops.
         learning_rate: of Adam.
         l2: weight of the squared norm of the embedding rows that a batch touches, per row of the batch.
+        gate_init: where the gates of normalised pairs start; small, so that many pairs do not drown the rest.
         device: ``auto`` takes a GPU where there is one.
     """
 
@@ -232,6 +275,7 @@ class Training(Section):
     batch_size: Annotated[int, Field(ge=2)] = 1024
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     l2: Annotated[float, Field(ge=0)] = 0.0
+    gate_init: Annotated[float, Field(gt=0)] = 0.02
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -467,7 +511,7 @@ def form_schema() -> dict[str, dict[str, Any]]:
         for name, child in resolve(node).get("properties", {}).items():
             key = f"{prefix}{name}"
             if "form" in child:
-                kept = {k: v for k, v in child.items() if k not in ("form", "default")}
+                kept = {k: v for k, v in child.items() if k != "form"}
                 found[key] = {**kept, **child["form"]}
             elif "$ref" in child:
                 walk(child, f"{key}.")

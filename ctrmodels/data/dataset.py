@@ -94,7 +94,7 @@ class Rows:
     def take(self, index: np.ndarray | slice) -> Batch:
         """Rows ``index`` as tensors."""
         def tensor(a: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(a[index]))
+            return torch.from_numpy(np.array(a[index]))  # a copy: mapped pages are read-only
 
         return Batch(tensor(self.ids), tensor(self.numeric),
                      {k: tensor(v) for k, v in self.sequences.items()},

@@ -1,0 +1,265 @@
+"""ArchSpec: the only thing that passes from a search to a retraining.
+
+One JSON document and, where arrays are needed, one ``.npz`` beside it. A spec may speak of the embedding, of
+the interactions, or of both; specs that speak of different parts merge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ctrmodels.data.schema import Schema
+from ctrmodels.errors import InputError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every id space has the same width."""
+
+    dim: int
+    kind: Literal["uniform"] = "uniform"
+
+
+@dataclass(frozen=True)
+class PerField:
+    """One width per id space, in the order of ``Schema.id_spaces``; 0 drops the field's embedding."""
+
+    dims: tuple[int, ...]
+    kind: Literal["per_field"] = "per_field"
+
+
+@dataclass(frozen=True, eq=False)
+class ValueMask:
+    """Single embedding values kept or pruned.
+
+    Attributes:
+        mask: bool [total_vocab, D], rows laid out as ``Schema.offsets`` says; True = kept.
+        init: float32 [total_vocab, D], the values that the kept entries start from in the retraining
+            (``None`` = fresh ones).
+    """
+
+    mask: np.ndarray
+    init: np.ndarray | None = None
+    kind: Literal["per_value_mask"] = "per_value_mask"
+
+
+Alloc = Uniform | PerField | ValueMask
+
+
+@dataclass(frozen=True, order=True)
+class Interaction:
+    """One explicit feature interaction.
+
+    Attributes:
+        fields: indices into ``Schema.id_fields + Schema.sequence_fields``, rising.
+        op: ``inner``: the inner product of the two embeddings.
+        strength: the searched gate's final value, for the report; the retraining starts gates afresh.
+    """
+
+    fields: tuple[int, ...]
+    op: Literal["inner"] = "inner"
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the host network built from a spec costs.
+
+    Attributes:
+        parameters_embedding: stored embedding values (pruned ones take none) and projections.
+        parameters_other: all other trainable values.
+        flops: floating-point operations of one row's forward pass, additions and multiplications.
+        bytes: stored size in float32; a value mask adds one bit per value of its table.
+    """
+
+    parameters_embedding: int
+    parameters_other: int
+    flops: int
+    bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """All stored values."""
+        return self.parameters_embedding + self.parameters_other
+
+
+@dataclass(frozen=True, eq=False)
+class ArchSpec:
+    """What a search found.
+
+    Attributes:
+        method: name of the search, or names joined by ``+`` after a merge.
+        config: the search's configuration.
+        seed: the search's seed.
+        schema_hash, vocab_hash, roles_hash: the encoded log that it was found on; another one is refused.
+        fields: names of the fields that interaction indices refer to.
+        out_dim: width D at which embeddings enter interactions and MLP.
+        alloc: the embedding's allocation, or ``None`` if the spec does not speak of it.
+        interactions: the kept interactions, or ``None`` if the spec does not speak of them.
+        cost: of the host network, filled in by the retraining.
+        result: metrics of the search.
+    """
+
+    method: str
+    schema_hash: str
+    vocab_hash: str
+    roles_hash: str
+    fields: tuple[str, ...]
+    out_dim: int
+    alloc: Alloc | None = None
+    interactions: tuple[Interaction, ...] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    cost: Cost | None = None
+    result: Mapping[str, float] = field(default_factory=dict)
+    version: int = VERSION
+
+    @classmethod
+    def of(cls, schema: Schema, method: str, out_dim: int, **parts: Any) -> ArchSpec:
+        """A spec for the log that ``schema`` describes."""
+        return cls(method=method, schema_hash=schema.hash, vocab_hash=schema.vocab_hash,
+                   roles_hash=schema.roles_hash, fields=model_fields(schema), out_dim=out_dim, **parts)
+
+    @classmethod
+    def dense(cls, schema: Schema, dim: int) -> ArchSpec:
+        """The unsearched control: width ``dim`` everywhere and every pair of fields."""
+        return cls.of(schema, "dense", dim, alloc=Uniform(dim), interactions=all_pairs(schema))
+
+    def check(self, schema: Schema, where: object = "archspec") -> None:
+        """Refuse to be used on another log than the one it was found on.
+
+        Raises:
+            InputError: a hash differs.
+        """
+        for name, mine, theirs in (("schema_hash", self.schema_hash, schema.hash),
+                                   ("vocab_hash", self.vocab_hash, schema.vocab_hash),
+                                   ("roles_hash", self.roles_hash, schema.roles_hash)):
+            if mine != theirs:
+                raise InputError(where, name, mine[:12], f"the encoded log has {theirs[:12]}",
+                                 "run the search again on this log")
+
+    @property
+    def id(self) -> str:
+        """sha256 of what a retraining would build; ignores method, seed, cost and results."""
+        document, arrays = self._document()
+        body = {k: document[k] for k in ("version", "schema_hash", "vocab_hash", "roles_hash", "out_dim",
+                                         "embedding", "interactions")}
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
+        for name in sorted(arrays):
+            digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+        return digest.hexdigest()
+
+    def _document(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        arrays: dict[str, np.ndarray] = {}
+        embedding: dict[str, Any] | None = None
+        if isinstance(self.alloc, Uniform):
+            embedding = {"kind": "uniform", "dim": self.alloc.dim}
+        elif isinstance(self.alloc, PerField):
+            embedding = {"kind": "per_field", "dims": list(self.alloc.dims)}
+        elif isinstance(self.alloc, ValueMask):
+            embedding = {"kind": "per_value_mask", "shape": list(self.alloc.mask.shape),
+                         "kept": int(self.alloc.mask.sum()), "rewind": self.alloc.init is not None}
+            arrays["mask"] = np.packbits(self.alloc.mask)
+            if self.alloc.init is not None:
+                arrays["init"] = self.alloc.init.astype(np.float32)
+        interactions = None if self.interactions is None else [
+            {"fields": list(i.fields), "op": i.op, "strength": round(i.strength, 8)} for i in self.interactions]
+        return {
+            "version": self.version, "method": self.method, "config": dict(self.config), "seed": self.seed,
+            "schema_hash": self.schema_hash, "vocab_hash": self.vocab_hash, "roles_hash": self.roles_hash,
+            "fields": list(self.fields), "out_dim": self.out_dim, "embedding": embedding,
+            "interactions": interactions, "cost": None if self.cost is None else vars(self.cost),
+            "result": {k: float(v) for k, v in self.result.items()},
+        }, arrays
+
+    def save(self, folder: Path) -> None:
+        """Write ``archspec.json`` and, where there are arrays, ``archspec.npz`` into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        document, arrays = self._document()
+        if arrays:
+            np.savez(folder / "archspec.npz", **arrays)  # type: ignore[arg-type]
+        (folder / "archspec.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> ArchSpec:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: a file is absent, damaged, or of another version.
+        """
+        path = folder / "archspec.json"
+        try:
+            raw = json.loads(path.read_text())
+            if raw["version"] != VERSION:
+                raise InputError(path, "version", raw["version"], f"this release reads version {VERSION}",
+                                 "run the search again")
+            alloc = _alloc(raw["embedding"], folder)
+            interactions = None if raw["interactions"] is None else tuple(
+                Interaction(tuple(i["fields"]), i["op"], i["strength"]) for i in raw["interactions"])
+            return cls(
+                method=raw["method"], config=raw["config"], seed=raw["seed"],
+                schema_hash=raw["schema_hash"], vocab_hash=raw["vocab_hash"], roles_hash=raw["roles_hash"],
+                fields=tuple(raw["fields"]), out_dim=raw["out_dim"], alloc=alloc, interactions=interactions,
+                cost=None if raw["cost"] is None else Cost(**raw["cost"]), result=raw["result"])
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(path, "archspec", type(error).__name__, "absent or not readable",
+                             "run the search again") from error
+
+
+def _alloc(raw: dict[str, Any] | None, folder: Path) -> Alloc | None:
+    if raw is None:
+        return None
+    if raw["kind"] == "uniform":
+        return Uniform(raw["dim"])
+    if raw["kind"] == "per_field":
+        return PerField(tuple(raw["dims"]))
+    if raw["kind"] == "per_value_mask":
+        with np.load(folder / "archspec.npz", allow_pickle=False) as arrays:
+            rows, dim = raw["shape"]
+            mask = np.unpackbits(arrays["mask"], count=rows * dim).astype(bool).reshape(rows, dim)
+            return ValueMask(mask, arrays["init"] if raw["rewind"] else None)
+    raise ValueError(f"unknown allocation {raw['kind']!r}")
+
+
+def model_fields(schema: Schema) -> tuple[str, ...]:
+    """Names of a model's fields in the order that interactions count them: id fields, then sequences."""
+    return tuple(f.name for f in (*schema.id_fields, *schema.sequence_fields))
+
+
+def all_pairs(schema: Schema) -> tuple[Interaction, ...]:
+    """Every pair of fields."""
+    return tuple(Interaction(pair) for pair in combinations(range(len(model_fields(schema))), 2))
+
+
+def merge(a: ArchSpec, b: ArchSpec) -> ArchSpec:
+    """One spec that says what ``a`` and ``b`` say.
+
+    Raises:
+        InputError: both speak of the same part, or they were found on different logs or widths.
+    """
+    for name in ("schema_hash", "vocab_hash", "roles_hash", "out_dim"):
+        if getattr(a, name) != getattr(b, name):
+            raise InputError(f"merge of {a.method} and {b.method}", name, str(getattr(b, name))[:12],
+                             f"{a.method} has {str(getattr(a, name))[:12]}",
+                             "search both on the same encoded log and width")
+    for part in ("alloc", "interactions"):
+        if getattr(a, part) is not None and getattr(b, part) is not None:
+            raise InputError(f"merge of {a.method} and {b.method}", part, "twice",
+                             "both specs speak of this part", "merge specs of different parts")
+    return replace(
+        a, method=f"{a.method}+{b.method}", config={a.method: dict(a.config), b.method: dict(b.config)},
+        alloc=a.alloc if a.alloc is not None else b.alloc,
+        interactions=a.interactions if a.interactions is not None else b.interactions,
+        cost=None, result={})

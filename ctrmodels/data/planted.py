@@ -1,0 +1,237 @@
+"""Small logs with a planted truth, already encoded: what a search or a model must find is known exactly.
+
+Each generator plants the one property that one method is about, so a calibrated test can tell a method that
+works from a stub. Draws come from ``numpy.random.default_rng(seed)`` alone: equal arguments, equal rows.
+For a whole raw log (funnel, positions, histories, days) see :mod:`ctrmodels.data.simulator`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ctrmodels.data.dataset import Rows
+from ctrmodels.data.schema import ROLES, Field, Objective, Schema
+
+SHARES = (0.7, 0.1, 0.1, 0.1)  # of train, arch, valid, test
+Side = Literal["user", "item", "context"]
+CLICK = (Objective("click"),)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Encoded rows by role, and what was planted in them.
+
+    Attributes:
+        roles: ``train``, ``arch``, ``valid``, ``test`` → their rows. Ids follow the contract of ``encode``:
+            rank by falling frequency on ``train``, the last id for values that ``train`` does not have.
+        truth: what the generator planted; its function says which keys. ``truth["probability"]`` is always
+            there: role → true probabilities [N], or objective → role → [N] where there are several.
+        counts: int64 [total_vocab], how often each id occurs on ``train``.
+    """
+
+    roles: dict[str, Rows]
+    truth: dict[str, Any]
+    counts: np.ndarray
+
+    @property
+    def schema(self) -> Schema:
+        """The description that all roles share."""
+        return self.roles["train"].schema
+
+    def save(self, folder: Path) -> None:
+        """Write the rows as the stage ``encode`` would, for :class:`ctrmodels.data.Dataset` to open."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.schema.save(folder / "schema.json")
+        np.save(folder / "counts.npy", self.counts)
+        start = 0
+        for role, rows in self.roles.items():
+            out = folder / role
+            out.mkdir()
+            columns = {"ids": rows.ids, "numeric": rows.numeric, "labels": rows.labels, "group": rows.group,
+                       "position": rows.position, "time": rows.time,
+                       "row": np.arange(start, start + len(rows), dtype=np.int64)}
+            columns |= {f"sequence.{name}": steps for name, steps in rows.sequences.items()}
+            for name, values in columns.items():
+                np.save(out / f"{name}.npy", values)
+            start += len(rows)
+
+
+def in_memory(schema: Schema, ids: np.ndarray, labels: np.ndarray, group: np.ndarray | None = None) -> Rows:
+    """Rows of id fields only, around plain arrays.
+
+    Args:
+        schema: their description; without numeric and sequence fields.
+        ids: [N, F] field-local ids.
+        labels: [N, K] or, for one objective, [N]; NaN where unknown.
+        group: int64 [N] list of each row; ``None`` = the log has no lists.
+    """
+    n = len(ids)
+    return Rows(schema, np.ascontiguousarray(ids, np.int32), np.zeros((n, 0), np.float32), {},
+                np.asarray(labels, np.float32).reshape(n, -1), np.zeros(n, np.int32),
+                np.zeros(n, np.int64) if group is None else group.astype(np.int64), np.zeros(n, np.int64))
+
+
+def planted_pairs(seed: int, rows: int = 40_000, fields: int = 10, values: int = 20, pairs: int = 6,
+                  rank: int = 4) -> Planted:
+    """Uniform ids whose label depends on ``pairs`` of all field pairs, and on nothing else.
+
+    Every value v of field f has factors ``z_f(v)`` in R^rank; a planted pair adds ``<z_i, z_j>`` scaled to
+    unit standard deviation to the logit. A search for interactions has to keep these pairs and drop the rest.
+
+    Truth: ``pairs``, sorted list of (i, j); ``effects``, (i, j) → float [vocab_i, vocab_j], the pair's part
+    of the logit by the two ids (0 for the out-of-vocabulary id).
+    """
+    rng = np.random.default_rng(seed)
+    every = list(combinations(range(fields), 2))
+    chosen = sorted(every[k] for k in rng.choice(len(every), pairs, replace=False))
+    factors = rng.standard_normal((fields, values, rank))
+    drawn = rng.integers(values, size=(rows, fields))
+    effects = {}
+    for i, j in chosen:
+        effect = factors[i] @ factors[j].T
+        effects[i, j] = (effect - effect.mean()) / effect.std()
+    p = _sigmoid(sum((e[drawn[:, i], drawn[:, j]] for (i, j), e in effects.items()), np.zeros(rows)))
+    encoded = _Encoded(drawn, [values] * fields)
+    by_id = {(i, j): encoded.by_id(encoded.by_id(e, i).T, j).T for (i, j), e in effects.items()}
+    return encoded.planted((rng.random(rows) < p)[:, None], {
+        "probability": encoded.by_role(p), "pairs": chosen, "effects": by_id})
+
+
+def planted_head(seed: int, rows: int = 40_000, fields: int = 4, values: int = 300, zipf: float = 1.2,
+                 rank: int = 3, head: int = 30, scale: float = 0.9) -> Planted:
+    """Zipf ids of which only the ``head`` most frequent values of each field carry information.
+
+    The logit is that of a factorisation machine, ``sum_{i<j} <z_i, z_j>``, with ``z ~ N(0, scale²)`` in
+    R^rank for head values and 0 for all others. A search for embedding sizes has to keep the head and prune
+    the tail.
+
+    Truth: ``head``, field name → bool [vocab], true for ids that carry factors (the head of the *drawing*
+    distribution: on ``train`` a few of them may rank just behind ``head``).
+    """
+    rng = np.random.default_rng(seed)
+    factors = rng.standard_normal((fields, values, rank)) * scale
+    factors[:, head:] = 0.0
+    drawn = rng.choice(values, size=(rows, fields), p=_zipf(values, zipf))
+    z = factors[np.arange(fields), drawn]
+    p = _sigmoid(0.5 * (z.sum(axis=1) ** 2 - (z**2).sum(axis=1)).sum(axis=1))
+    encoded = _Encoded(drawn, [values] * fields)
+    informative = {name: encoded.by_id(np.arange(values) < head, f) for f, name in enumerate(encoded.names)}
+    return encoded.planted((rng.random(rows) < p)[:, None], {
+        "probability": encoded.by_role(p), "head": informative})
+
+
+def planted_widths(seed: int, rows: int = 30_000, rank: int = 12, values: int = 100) -> Planted:
+    """Fields that need different embedding widths.
+
+    Fields 0 and 1 interact through ``<z_0, z_1>`` of ``rank`` factors; fields 2 to 7 only add a number of
+    their own. All ids are uniform, so that every id has rows enough to show what width its field needs. A
+    search for widths has to give the first two more.
+
+    Truth: ``wide``, the indices of the fields that need width; ``rank``.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(values, size=(rows, 8))
+    factors = rng.standard_normal((2, values, rank))
+    interaction = (factors[0][drawn[:, 0]] * factors[1][drawn[:, 1]]).sum(axis=1)
+    additive = 0.4 * rng.standard_normal((6, values))
+    p = _sigmoid(2.0 * interaction / np.sqrt(rank) + additive[np.arange(6), drawn[:, 2:]].sum(axis=1))
+    encoded = _Encoded(drawn, [values] * 8)
+    return encoded.planted((rng.random(rows) < p)[:, None], {
+        "probability": encoded.by_role(p), "wide": [0, 1], "rank": rank})
+
+
+def planted_funnel(seed: int, rows: int = 120_000, users: int = 800, items: int = 800) -> Planted:
+    """Clicks and conversions after clicks, where items that attract clicks convert less.
+
+    With ``s = <z_u, z_i>`` of 4-dimensional factors ``N(0, 0.8²)``: ``logit P(click) = -2.6 + b_u + b_i +
+    0.8 s`` and ``logit P(conversion | click) = -1.2 + c_u + v_i - 0.5 b_i + 0.8 s``. A chain such as ESMM
+    predicts the conversions of unclicked rows here, models that treat those rows wrongly do not. ``group`` is
+    the user; a quarter of the rows is ``test``.
+
+    Truth: ``probability``, name → role → [N] for ``click``, ``conversion`` (the joint event, on all rows) and
+    ``conversion@click`` (given a click, known for all rows).
+    """
+    rng = np.random.default_rng(seed)
+    zu, zi = 0.8 * rng.standard_normal((users, 4)), 0.8 * rng.standard_normal((items, 4))
+    bu, cu = 0.5 * rng.standard_normal(users), 0.5 * rng.standard_normal(users)
+    bi, vi = 0.9 * rng.standard_normal(items), 0.8 * rng.standard_normal(items)
+    u, i = rng.integers(users, size=rows), rng.integers(items, size=rows)
+    affinity = 0.8 * (zu[u] * zi[i]).sum(axis=1)
+    click = _sigmoid(-2.6 + bu[u] + bi[i] + affinity)
+    conversion = _sigmoid(-1.2 + cu[u] + vi[i] - 0.5 * bi[i] + affinity)
+    clicked = rng.random(rows) < click
+    converted = clicked & (rng.random(rows) < conversion)
+    encoded = _Encoded(np.stack([u, i], axis=1), [users, items], names=("user_id", "item_id"),
+                       sides=("user", "item"), shares=(0.65, 0.05, 0.05, 0.25))
+    truth = {"click": click, "conversion": click * conversion, "conversion@click": conversion}
+    return encoded.planted(
+        np.stack([clicked, converted], axis=1),
+        {"probability": {name: encoded.by_role(p) for name, p in truth.items()}},
+        objectives=(Objective("click"), Objective("conversion", after="click")), group=u)
+
+
+class _Encoded:
+    """Values [N, F] split into roles (rows are exchangeable, so by place) and ranked by frequency on train.
+
+    Attributes:
+        parts: role → slice of its rows.
+        kept: per field, the values that ``train`` has, in the order of their ids.
+        ids: int32 [N, F].
+        counts: int64 [total_vocab].
+    """
+
+    def __init__(self, values: np.ndarray, sizes: Sequence[int], names: Sequence[str] | None = None,
+                 sides: Sequence[Side] | None = None, shares: Sequence[float] = SHARES) -> None:
+        self.names = tuple(names or (f"field_{f}" for f in range(len(sizes))))
+        self.sides: Sequence[Side] = sides or ["context"] * len(sizes)
+        cuts = [0, *np.round(np.cumsum(shares) * len(values)).astype(int)]
+        self.parts = {role: slice(a, b) for role, a, b in zip(ROLES, cuts[:-1], cuts[1:], strict=True)}
+        self.ids = np.empty(values.shape, np.int32)
+        self.kept, counts = [], []
+        for f, size in enumerate(sizes):
+            seen = np.bincount(values[self.parts["train"], f], minlength=size)
+            kept = np.argsort(-seen, kind="stable")[:np.count_nonzero(seen)]
+            to_id = np.full(size, len(kept), np.int32)
+            to_id[kept] = np.arange(len(kept), dtype=np.int32)
+            self.ids[:, f] = to_id[values[:, f]]
+            self.kept.append(kept)
+            counts.append(np.append(seen[kept], 0))
+        self.counts = np.concatenate(counts).astype(np.int64)
+
+    def by_id(self, table: np.ndarray, field: int) -> np.ndarray:
+        """``table`` by value of ``field`` as a table by id; zero for the out-of-vocabulary id."""
+        return np.concatenate([table[self.kept[field]], np.zeros((1, *table.shape[1:]), table.dtype)])
+
+    def by_role(self, column: np.ndarray) -> dict[str, np.ndarray]:
+        """A column of all rows, cut into roles."""
+        return {role: column[part] for role, part in self.parts.items()}
+
+    def planted(self, labels: np.ndarray, truth: dict[str, Any], objectives: tuple[Objective, ...] = CLICK,
+                group: np.ndarray | None = None) -> Planted:
+        """Rows and truth together."""
+        fields = tuple(Field(name, "categorical", len(kept) + 1, side)
+                       for name, kept, side in zip(self.names, self.kept, self.sides, strict=True))
+        sizes = {role: part.stop - part.start for role, part in self.parts.items()}
+        schema = Schema(fields, objectives, sizes,
+                        vocab_hash=hashlib.sha256(b"".join(k.tobytes() for k in self.kept)).hexdigest(),
+                        roles_hash=hashlib.sha256(repr(sizes).encode()).hexdigest())
+        roles = {role: in_memory(schema, self.ids[part], labels[part], None if group is None else group[part])
+                 for role, part in self.parts.items()}
+        return Planted(roles, truth, self.counts)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _zipf(values: int, exponent: float) -> np.ndarray:
+    """Probabilities [values] proportional to ``rank ** -exponent``."""
+    share = np.arange(1, values + 1, dtype=float) ** -exponent
+    return share / share.sum()

@@ -1,0 +1,14 @@
+"""From several scores of a row to the one that rows are ordered by: normalise, fuse, tune, compare."""
+
+from ctrmodels.fusion.evaluator import Evaluator, Resampled, tuning_window
+from ctrmodels.fusion.functions import FUNCTIONS, FusionFunction, WeightedProduct, WeightedSum
+from ctrmodels.fusion.normalisers import NORMALISERS, Isotonic, Normaliser, Platt, Quantile
+from ctrmodels.fusion.pareto import hypervolume, non_dominated
+from ctrmodels.fusion.spec import FusedScore, FusionSpec
+from ctrmodels.fusion.tuner import Goal, Point, Window, best, corners, goal, tune
+
+__all__ = [
+    "FUNCTIONS", "NORMALISERS", "Evaluator", "FusedScore", "FusionFunction", "FusionSpec", "Goal", "Isotonic",
+    "Normaliser", "Platt", "Point", "Quantile", "Resampled", "WeightedProduct", "WeightedSum", "Window", "best",
+    "corners", "goal", "hypervolume", "non_dominated", "tune", "tuning_window",
+]

@@ -1,0 +1,101 @@
+"""FusionSpec: everything a server needs to turn a model's scores into the one score it orders by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctrmodels.errors import InputError
+from ctrmodels.fusion.functions import FusionFunction, function_from_json
+from ctrmodels.fusion.normalisers import Normaliser, normaliser_from_json
+
+
+@dataclass(frozen=True)
+class FusedScore:
+    """One of the scores that are fused.
+
+    Attributes:
+        name: the model's name for it, such as ``like@all``.
+        normaliser: the fitted map that is applied first.
+        unit: mean of the normalised score on the fit window; divided by it, so that all scores average 1
+            and equal weights mean equal influence.
+        weight: its weight.
+    """
+
+    name: str
+    normaliser: Normaliser
+    unit: float
+    weight: float = 1.0
+
+    def normalise(self, scores: np.ndarray) -> np.ndarray:
+        """The score as the fusion function gets it: around 1, 2 = twice as likely as an average row."""
+        return self.normaliser(scores) / self.unit
+
+
+@dataclass(frozen=True)
+class FusionSpec:
+    """A fusion function with its weights and normalisers. Its output orders rows; it is no probability.
+
+    Attributes:
+        function: how the normalised scores are combined.
+        scores: what is combined.
+        fitted_on: the window its numbers come from: role, rows, groups, digest of the predictions.
+    """
+
+    function: FusionFunction
+    scores: tuple[FusedScore, ...]
+    fitted_on: Mapping[str, Any] = field(default_factory=dict)
+
+    def normalise(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[N, K] normalised scores from raw ones by name.
+
+        Raises:
+            KeyError: a score is absent.
+        """
+        return np.stack([s.normalise(columns[s.name]) for s in self.scores], axis=1)
+
+    def score(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[N] fused score from raw model scores by name; larger ranks higher.
+
+        Raises:
+            KeyError: a score is absent.
+        """
+        return self.function.score(self.normalise(columns), [s.weight for s in self.scores])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data that :meth:`from_json` reads back exactly."""
+        return {
+            "function": self.function.to_json(),
+            "scores": [{"name": s.name, "weight": s.weight, "unit": s.unit, "normaliser": s.normaliser.to_json()}
+                       for s in self.scores],
+            "fitted_on": dict(self.fitted_on),
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> FusionSpec:
+        """Rebuild what :meth:`to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no such data.
+        """
+        scores = tuple(FusedScore(s["name"], normaliser_from_json(s["normaliser"]), s["unit"], s["weight"])
+                       for s in raw["scores"])
+        return cls(function_from_json(raw["function"]), scores, dict(raw["fitted_on"]))
+
+    @classmethod
+    def load(cls, path: Path) -> FusionSpec:
+        """Read the recommended spec from ``fusion.json``.
+
+        Raises:
+            InputError: the file is absent or holds no spec.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text())["spec"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(path, "spec", type(error).__name__, "not a readable fusion",
+                             "run the stage `tune_fusion` again") from error

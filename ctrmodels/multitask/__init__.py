@@ -1,0 +1,9 @@
+"""Multi-objective models: trunks, probability chains, masked losses, and the named configurations of them."""
+
+from ctrmodels.multitask.chains import Chain, Event, Factor, esmm, independent
+from ctrmodels.multitask.checkpoint import load_model
+from ctrmodels.multitask.models import MODELS, ModelConfig, MultiObjectiveModel, build_model
+from ctrmodels.multitask.trunks import Identity, MMoE, SharedBottom, Trunk
+
+__all__ = ["MODELS", "Chain", "Event", "Factor", "Identity", "MMoE", "ModelConfig", "MultiObjectiveModel",
+           "SharedBottom", "Trunk", "build_model", "esmm", "independent", "load_model"]

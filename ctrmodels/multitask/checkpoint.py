@@ -1,0 +1,74 @@
+"""A trained multi-objective model as a folder, without pickle.
+
+``model.json`` (name and sizes), ``schema.json``, ``spec/`` (the ArchSpec) and ``model.safetensors`` are all
+that rebuilding it needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data.schema import Schema
+from ctrmodels.errors import InputError
+from ctrmodels.multitask.models import ModelConfig, MultiObjectiveModel, build_model
+
+WEIGHTS = "model.safetensors"
+FILES = ("model.json", "schema.json", "spec", WEIGHTS)
+
+
+def save_description(folder: Path, name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) -> None:
+    """Write everything but the weights into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"model": name, "config": asdict(config)}
+    (folder / "model.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    schema.save(folder / "schema.json")
+    spec.save(folder / "spec")
+
+
+def save_weights(path: Path, model: MultiObjectiveModel) -> None:
+    """Write the model's tensors to ``path``; equal weights give equal bytes."""
+    state: Mapping[str, Tensor] = model.state_dict()
+    save_file({name: state[name].detach().cpu().contiguous() for name in sorted(state)}, path)
+
+
+def load_weights(path: Path, model: MultiObjectiveModel) -> None:
+    """Read what :func:`save_weights` wrote into ``model``, which is then in evaluation mode.
+
+    Raises:
+        InputError: the file is absent, damaged, or holds another model's tensors.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(path, "weights", type(error).__name__, "not the weights of this model",
+                         "run the stage `retrain` again") from error
+    model.eval()
+
+
+def load_model(folder: Path) -> MultiObjectiveModel:
+    """The trained model that ``folder`` describes, in evaluation mode.
+
+    Raises:
+        InputError: a file is absent or damaged.
+    """
+    try:
+        raw: dict[str, Any] = json.loads((folder / "model.json").read_text())
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["config"].items()}
+        name, config = raw["model"], ModelConfig(**sizes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(folder / "model.json", "model", type(error).__name__, "absent or not readable",
+                         "run the stage `retrain` again") from error
+    schema, spec = Schema.load(folder / "schema.json"), ArchSpec.load(folder / "spec")
+    spec.check(schema, folder / "spec")
+    model = build_model(name, schema, spec, config)
+    load_weights(folder / WEIGHTS, model)
+    return model

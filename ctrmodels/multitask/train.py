@@ -1,0 +1,35 @@
+"""Training a multi-objective model from scratch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ctrmodels.data.dataset import Rows
+from ctrmodels.multitask.evaluation import mean_auc
+from ctrmodels.multitask.models import MultiObjectiveModel
+from ctrmodels.training import FitResult, TrainConfig, fit
+
+
+def train(model: MultiObjectiveModel, rows: Rows, valid: Rows, config: TrainConfig) -> FitResult:
+    """Fit ``model`` on ``rows``, stopping by the mean AUC@all of the binary objectives on ``valid``.
+
+    Around the common loop it sets what a loop cannot: the scale of regression objectives before, and their
+    smearing factors after, both from ``rows``.
+
+    Raises:
+        InputError: a regression objective has no value in its space, or a negative one.
+        FloatingPointError: the loss is not finite.
+    """
+    if model.regressions:
+        model.fit_targets(rows.labels)
+    result = fit(model, rows, valid, config, mean_auc(rows.schema))
+    if model.regressions:
+        model.fit_smearing(_outputs(model, rows), rows.labels)
+    return result
+
+
+@torch.no_grad()
+def _outputs(model: MultiObjectiveModel, rows: Rows, batch_size: int = 8192) -> np.ndarray:
+    device = next(model.parameters()).device
+    return np.concatenate([model(batch.to(device)).cpu().numpy() for batch in rows.batches(batch_size)])

@@ -1,0 +1,1 @@
+"""Building blocks of ranking models: embeddings, interactions, gates, towers."""

@@ -1,0 +1,30 @@
+"""Multi-layer perceptrons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+class MLP(nn.Sequential):
+    """Linear, ReLU, dropout for each width of ``hidden``; then a linear map to ``width_out`` if it is given.
+
+    Attributes:
+        width: width of the output.
+    """
+
+    def __init__(self, width_in: int, hidden: Sequence[int], dropout: float = 0.0,
+                 width_out: int | None = None) -> None:
+        layers: list[nn.Module] = []
+        width = width_in
+        for h in hidden:
+            layers += [nn.Linear(width, h), nn.ReLU()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            width = h
+        if width_out is not None:
+            layers.append(nn.Linear(width, width_out))
+            width = width_out
+        super().__init__(*layers)
+        self.width = width

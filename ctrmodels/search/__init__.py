@@ -1,0 +1,25 @@
+"""Architecture search: each method alone (``from ctrmodels.search import AutoFIS``) or as a stage of the chain."""
+
+from ctrmodels.archspec import ArchSpec, Interaction, merge
+from ctrmodels.search.base import Found, Host, SearchMethod, SearchRows
+from ctrmodels.search.controls import random_control
+from ctrmodels.search.embedding import PEP, AutoDim, UniformWidth
+from ctrmodels.search.interaction import AllPairs, AutoFIS
+from ctrmodels.search.trial import retrain
+
+__all__ = [
+    "PEP",
+    "AllPairs",
+    "ArchSpec",
+    "AutoDim",
+    "AutoFIS",
+    "Found",
+    "Host",
+    "Interaction",
+    "SearchMethod",
+    "SearchRows",
+    "UniformWidth",
+    "merge",
+    "random_control",
+    "retrain",
+]

@@ -1,0 +1,116 @@
+"""What all searches share: the host they work on, what they are given, and what they hand back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
+
+from ctrmodels.archspec import ArchSpec, merge
+from ctrmodels.data.dataset import Rows
+from ctrmodels.data.schema import Schema
+from ctrmodels.nn.embedding import FieldEmbedding
+from ctrmodels.training.trainer import TrainConfig
+from ctrmodels.zoo.deepfm import DeepFM
+
+Part = Literal["embedding", "interaction"]
+
+
+@dataclass(frozen=True)
+class Host:
+    """The network that a search relaxes and a retraining rebuilds: DeepFM, or FM with no hidden widths.
+
+    Attributes:
+        objective: the binary objective it predicts.
+        dim: common embedding width D.
+        hidden, dropout, l2: of the network.
+        gate_init: where the gates of pairs start, outside of a search for them.
+        train: how it is trained.
+        embedding: the chosen embedding, for a search of interactions; ``None`` = width ``dim`` everywhere.
+    """
+
+    objective: str
+    dim: int = 16
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.0
+    l2: float = 0.0
+    gate_init: float = 0.1
+    train: TrainConfig = field(default_factory=TrainConfig)
+    embedding: ArchSpec | None = None
+
+    def complete(self, spec: ArchSpec, schema: Schema) -> ArchSpec:
+        """``spec`` with the part that it does not speak of taken from the host: all pairs, or its embedding."""
+        dense = ArchSpec.dense(schema, self.dim)
+        if spec.interactions is None:
+            spec = merge(spec, replace(dense, alloc=None))
+        if spec.alloc is None:
+            spec = merge(self.embedding or replace(dense, interactions=None), spec)
+        return spec
+
+    def build(self, schema: Schema, spec: ArchSpec, embedding: FieldEmbedding | None = None,
+              gate_init: float | None = None) -> DeepFM:
+        """The network of a complete ``spec``; a search may put its relaxation in the embedding's place."""
+        return DeepFM(schema, spec, self.objective, self.hidden, self.dropout, self.l2,
+                      self.gate_init if gate_init is None else gate_init, embedding)
+
+
+@dataclass(frozen=True)
+class SearchRows:
+    """The rows that a search may read.
+
+    Attributes:
+        train: for weights.
+        arch: for architecture gradients and rewards; methods without those learn weights from it as well.
+    """
+
+    train: Rows
+    arch: Rows
+
+    @property
+    def schema(self) -> Schema:
+        """The log's description."""
+        return self.train.schema
+
+    def both(self) -> Rows:
+        """All rows of both roles, for one-level methods and retraining."""
+        return Rows.concatenate([self.train, self.arch]) if len(self.arch) else self.train
+
+
+@dataclass
+class Found:
+    """What one search run found.
+
+    Attributes:
+        specs: name of the level (a target size, or the method's name) → spec of the searched part.
+        trace: what happened on the way, one entry per epoch or decision, only reproducible numbers.
+        steps: optimiser steps taken.
+    """
+
+    specs: dict[str, ArchSpec]
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+
+
+class SearchMethod(Protocol):
+    """One search algorithm.
+
+    Attributes:
+        name: its key.
+        part: which part of an ArchSpec it speaks of.
+        is_control: whether it is the unsearched model that every search is compared with.
+    """
+
+    name: ClassVar[str]
+    part: ClassVar[Part]
+    is_control: ClassVar[bool]
+
+    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+        """Run the search once."""
+        ...
+
+
+def configuration(method: SearchMethod) -> Mapping[str, Any]:
+    """The method's settings, for the spec and the report."""
+    return asdict(method)  # type: ignore[call-overload]
+
+

@@ -1,0 +1,7 @@
+"""Searches of the embedding's widths and sparsity, one file per method."""
+
+from ctrmodels.search.embedding.autodim import AutoDim
+from ctrmodels.search.embedding.pep import PEP
+from ctrmodels.search.embedding.uniform import UniformWidth
+
+__all__ = ["PEP", "AutoDim", "UniformWidth"]

@@ -1,0 +1,6 @@
+"""Searches of the feature interactions, one file per method."""
+
+from ctrmodels.search.interaction.all_pairs import AllPairs
+from ctrmodels.search.interaction.autofis import AutoFIS
+
+__all__ = ["AllPairs", "AutoFIS"]

@@ -1,0 +1,23 @@
+"""The control of every interaction search: every pair of fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ctrmodels.archspec import ArchSpec, all_pairs
+from ctrmodels.search.base import Found, Host, Part, SearchRows
+
+
+@dataclass(frozen=True)
+class AllPairs:
+    """No search: all pairs."""
+
+    name: ClassVar[str] = "all_pairs"
+    part: ClassVar[Part] = "interaction"
+    is_control: ClassVar[bool] = True
+
+    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+        """The unsearched interactions."""
+        spec = ArchSpec.of(rows.schema, self.name, host.dim, interactions=all_pairs(rows.schema), seed=seed)
+        return Found({self.name: spec})

@@ -1,0 +1,89 @@
+"""AutoFIS: a gate per pair of fields; gates that reach zero drop their pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from ctrmodels.archspec import ArchSpec, all_pairs
+from ctrmodels.search.base import Found, Host, Part, SearchRows, configuration
+from ctrmodels.search.optimiser import GRDA
+from ctrmodels.training.trainer import resolve_device, seed_everything
+from ctrmodels.zoo.deepfm import DeepFM
+
+
+@dataclass(frozen=True)
+class AutoFIS:
+    """Pair selection by gates under GRDA, trained one-level with the weights.
+
+    "AutoFIS: Automatic Feature Interaction Selection in Factorization Models for Click-Through Rate
+    Prediction", KDD 2020: ``logit = ... + sum_ij alpha_ij BN(<e_i, e_j>)`` (equation 4), Adam on the weights and
+    GRDA on the gates from the same backward pass. Pairs whose gate is zero at the end are dropped; the
+    retraining keeps trainable gates on the others, started afresh.
+
+    Attributes:
+        target_threshold: GRDA's threshold at the last step; twice ``gate_init`` matches the published runs
+            (the published constant c belongs to their number of steps and does not carry over).
+        gamma, mu: of GRDA.
+        gate_init: where gates start.
+        epochs: passes over the rows.
+    """
+
+    target_threshold: float = 1.16
+    gamma: float = 1.0
+    mu: float = 0.8
+    gate_init: float = 0.6
+    epochs: int = 5
+
+    name: ClassVar[str] = "autofis"
+    part: ClassVar[Part] = "interaction"
+    is_control: ClassVar[bool] = False
+
+    def build(self, rows: SearchRows, host: Host) -> DeepFM:
+        """The host with a gate on every pair."""
+        full = ArchSpec.of(rows.schema, self.name, host.dim, interactions=all_pairs(rows.schema))
+        return host.build(rows.schema, host.complete(full, rows.schema), gate_init=self.gate_init)
+
+    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+        """The pairs whose gate is not zero at the end.
+
+        Raises:
+            RuntimeError: no pair is left.
+        """
+        seed_everything(seed)
+        config = host.train
+        device = resolve_device(config.device)
+        network = self.build(rows, host).to(device)
+        train = rows.both()
+        planned = self.epochs * -(-len(train) // config.batch_size)
+        gates = network.wide.gates
+        weights = torch.optim.Adam([p for p in network.parameters() if p is not gates],
+                                   lr=config.learning_rate, fused=True)
+        selection = GRDA([gates], self.target_threshold, planned, self.gamma, self.mu)
+        rng = np.random.default_rng([seed, 0x666973])
+        found = Found({})
+        network.train()
+        for epoch in range(self.epochs):
+            for batch in train.batches(config.batch_size, rng):
+                weights.zero_grad()
+                selection.zero_grad()
+                network.loss(batch.to(device)).backward()
+                weights.step()
+                selection.step()
+                found.steps += 1
+            found.trace.append({"epoch": epoch, "threshold": round(selection.threshold(selection.t), 6),
+                                "kept": int((gates != 0).sum())})
+        strength = gates.detach().cpu().numpy()[:, 0]
+        kept = tuple(replace(pair, strength=float(a))
+                     for pair, a in zip(all_pairs(rows.schema), strength, strict=True) if a != 0.0)
+        if not kept:
+            raise RuntimeError("AutoFIS dropped every pair: lower search_interaction.autofis.target_threshold")
+        found.trace.append({"strength": [round(float(a), 6) for a in strength]})
+        found.specs[self.name] = ArchSpec.of(rows.schema, self.name, host.dim, interactions=kept, seed=seed,
+                                             config=configuration(self))
+        return found
+
+

@@ -1,0 +1,171 @@
+"""A whole search as a resumable list of trials: search, retrain, and retrain the equal-cost random control."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctrmodels.archspec import ArchSpec, Cost
+from ctrmodels.data.dataset import Dataset
+from ctrmodels.search.base import Host, SearchMethod, SearchRows
+from ctrmodels.search.controls import random_control
+from ctrmodels.search.trial import retrain
+from ctrmodels.training.parallel import iterate_trials
+
+ROLES = ("train", "arch", "valid")  # never test
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of a leaderboard: an architecture, or a control, over its seeds.
+
+    Attributes:
+        name: method, or method and level.
+        kind: ``searched``, ``control`` (the unsearched model) or ``random`` (equal cost, not searched).
+        seeds: the seeds it was run with.
+        valid: metric → value per seed.
+        costs: cost per seed.
+        steps: optimiser steps of the search alone, mean over the seeds.
+        retrain_steps: optimiser steps of its retraining, mean over the seeds.
+        spec: folder of the best seed's ArchSpec, relative to the outcome's; ``None`` for random controls.
+    """
+
+    name: str
+    kind: str
+    seeds: tuple[int, ...]
+    valid: dict[str, tuple[float, ...]]
+    costs: tuple[Cost, ...]
+    steps: float
+    retrain_steps: float
+    spec: str | None
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"name": self.name, "kind": self.kind, "seeds": list(self.seeds),
+                "valid": {k: list(v) for k, v in self.valid.items()},
+                "costs": [vars(c) for c in self.costs], "steps": self.steps,
+                "retrain_steps": self.retrain_steps, "spec": self.spec}
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> Candidate:
+        """From what :meth:`document` gave."""
+        return cls(raw["name"], raw["kind"], tuple(raw["seeds"]),
+                   {k: tuple(v) for k, v in raw["valid"].items()},
+                   tuple(Cost(**c) for c in raw["costs"]), raw["steps"], raw["retrain_steps"], raw["spec"])
+
+
+class Trace:
+    """Finished trials, one JSON line each; what is in it is not run again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line that a killed attempt was writing
+                self.done[entry["trial"]] = entry
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append a finished trial and flush it to disk."""
+        self.done[entry["trial"]] = entry
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(entry, sort_keys=True) + "\n")
+            stream.flush()
+
+    def save(self, path: Path) -> None:
+        """Write all trials in order of their names."""
+        path.write_text("".join(json.dumps(self.done[k], sort_keys=True) + "\n" for k in sorted(self.done)))
+
+
+def search_trial(encoded: Path, method: SearchMethod, host: Host, seed: int, scratch: Path) -> dict[str, Any]:
+    """Run ``method`` once and leave its specs under ``scratch/specs/SEED``."""
+    started = time.perf_counter()
+    data = Dataset(encoded, ROLES)
+    found = method.search(SearchRows(data.role("train"), data.role("arch")), host, seed)
+    partial, final = scratch / f"specs/.{seed}", scratch / f"specs/{seed}"
+    for folder in (partial, final):
+        shutil.rmtree(folder, ignore_errors=True)
+    for level, spec in found.specs.items():
+        spec.save(partial / level)
+    partial.replace(final)
+    return {"trial": f"search/{seed}", "levels": list(found.specs), "steps": found.steps, "trace": found.trace,
+            "seconds": time.perf_counter() - started}
+
+
+def retrain_trial(encoded: Path, host: Host, seed: int, scratch: Path, level: str, random: bool) -> dict[str, Any]:
+    """Retrain one found spec, or its random control."""
+    started = time.perf_counter()
+    data = Dataset(encoded, ROLES)
+    spec = ArchSpec.load(scratch / f"specs/{seed}/{level}")
+    if random:
+        spec = random_control(spec, data.schema, seed)
+    trained = retrain(spec, SearchRows(data.role("train"), data.role("arch")), data.role("valid"), host, seed)
+    return {"trial": f"retrain/{level}/{'random' if random else 'found'}/{seed}", "level": level, "seed": seed,
+            "random": random, "spec": spec.id, **trained.summary(), "seconds": time.perf_counter() - started}
+
+
+def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[int], scratch: Path, out: Path,
+               workers: int | None = None) -> tuple[list[Candidate], dict[str, float]]:
+    """Search and judge ``method`` over ``seeds``.
+
+    Writes ``trace.jsonl``, ``candidates.json`` and ``specs/LEVEL/`` (the best seed's) into ``out``. What
+    ``scratch`` holds of an interrupted run is not run again.
+
+    Returns:
+        The candidates (every level and its random control), and the seconds of every kind of trial.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / "specs").mkdir(exist_ok=True)
+    trace = Trace(scratch / "trace.jsonl")
+    seconds = {"search": 0.0, "retrain": 0.0}
+
+    def run(function: Callable[..., dict[str, Any]], arguments: list[dict[str, Any]], kind: str) -> None:
+        for _, result in iterate_trials(function, arguments, workers):
+            seconds[kind] += result.pop("seconds")
+            trace.add(result)
+
+    run(search_trial, [{"encoded": encoded, "method": method, "host": host, "seed": s, "scratch": scratch}
+                       for s in seeds if f"search/{s}" not in trace.done], "search")
+    levels = [level for level in trace.done[f"search/{seeds[0]}"]["levels"]
+              if all(level in trace.done[f"search/{s}"]["levels"] for s in seeds)]
+    kinds = [False] if method.is_control else [False, True]
+    run(retrain_trial, [{"encoded": encoded, "host": host, "seed": s, "scratch": scratch, "level": level,
+                         "random": random}
+                        for level in levels for random in kinds for s in seeds
+                        if f"retrain/{level}/{'random' if random else 'found'}/{s}" not in trace.done], "retrain")
+
+    candidates = []
+    search_steps = float(np.mean([trace.done[f"search/{s}"]["steps"] for s in seeds]))
+    for level in levels:
+        for random in kinds:
+            trials = [trace.done[f"retrain/{level}/{'random' if random else 'found'}/{s}"] for s in seeds]
+            candidate = Candidate(
+                name=f"random({level})" if random else level,
+                kind="control" if method.is_control else "random" if random else "searched",
+                seeds=tuple(seeds),
+                valid={k: tuple(t["valid"][k] for t in trials) for k in trials[0]["valid"]},
+                costs=tuple(Cost(**t["cost"]) for t in trials),
+                steps=0.0 if random else search_steps,
+                retrain_steps=float(np.mean([t["steps"] for t in trials])),
+                spec=None if random else f"specs/{level}")
+            candidates.append(candidate)
+            if not random:
+                best = int(np.argmax(candidate.valid["auc"]))
+                spec = ArchSpec.load(scratch / f"specs/{seeds[best]}/{level}")
+                replace(spec, cost=candidate.costs[best],
+                        result={f"valid.{k}": v[best] for k, v in candidate.valid.items()}
+                        ).save(out / "specs" / level)
+    trace.save(out / "trace.jsonl")
+    (out / "candidates.json").write_text(
+        json.dumps([c.document() for c in candidates], indent=1, sort_keys=True) + "\n")
+    return candidates, seconds

@@ -1,0 +1,68 @@
+"""Independent trials (seeds) side by side on the cores of one machine."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+
+def default_workers() -> int:
+    """Number of trials that run at once: the environment's CTRMODELS_WORKERS, else the cores."""
+    return int(os.environ.get("CTRMODELS_WORKERS", 0)) or len(os.sched_getaffinity(0))
+
+
+def _prepare() -> None:
+    """One thread per worker: results do not depend on the number of cores, and workers share them evenly."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG: end with the process that forked us
+    import torch
+
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING)
+
+
+def iterate_trials(function: Callable[..., Any], arguments: Sequence[Mapping[str, Any]],
+                   workers: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Call ``function(**a)`` for every ``a`` in ``arguments``; yield (index, result) as each one ends.
+
+    ``function`` and its arguments must be picklable. With one worker everything runs in this process, on one
+    thread as well, so that both ways give the same result.
+    """
+    count = min(workers or default_workers(), len(arguments))
+    if count <= 1:
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for index, a in enumerate(arguments):
+                yield index, function(**a)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "ctrmodels.training"])
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_prepare) as pool:
+        futures = {pool.submit(function, **a): index for index, a in enumerate(arguments)}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_trials(function: Callable[..., Any], arguments: Sequence[Mapping[str, Any]],
+               workers: int | None = None) -> list[Any]:
+    """Results of ``function(**a)`` for every ``a``, in the order of ``arguments``."""
+    results: list[Any] = [None] * len(arguments)
+    for index, result in iterate_trials(function, arguments, workers):
+        results[index] = result
+    return results

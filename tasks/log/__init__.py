@@ -1,0 +1,1 @@
+"""What ingest does to a log that a source has read: types, labels, histories and roles."""

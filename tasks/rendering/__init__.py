@@ -1,0 +1,1 @@
+"""How results look: figures as SVG and PNG, and the report's page. Reads nothing, decides nothing."""

@@ -1,0 +1,107 @@
+"""What the run found, in sentences and a few numbers. Every claim says what it is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.rendering import numbers
+from tasks.rendering.evidence import Evidence
+from tasks.rendering.page import Tile
+
+HIGHER_IS_BETTER = {"auc": True, "gauc": True, "logloss": False}
+Line = Mapping[str, Any]
+
+
+def chosen(board: Line) -> Line:
+    """The row of a leaderboard that its stage chose."""
+    return next(row for row in board["rows"] if row["chosen"])
+
+
+def control(board: Line) -> Line | None:
+    """The unsearched model's row."""
+    return next((row for row in board["rows"] if row["kind"] == "control"), None)
+
+
+def random_partner(board: Line, row: Line) -> Line | None:
+    """The random control of the same cost as ``row``."""
+    return next((r for r in board["rows"] if r["candidate"] == f"random({row['candidate']})"), None)
+
+
+def sentences(evidence: Evidence) -> list[str]:
+    """The verdict, one sentence for each decision of the chain."""
+    boards = evidence.boards
+    return [
+        _search(boards["select_embedding"], "embedding", "parameters_embedding", "stored embedding values"),
+        _search(boards["select_interaction"], "interaction", "flops", "floating-point operations per row"),
+        _model(evidence),
+        *fusion_sentences(evidence),
+    ]
+
+
+def tiles(evidence: Evidence) -> list[Tile]:
+    """The head's numbers."""
+    board = boards_row = evidence.boards["select_model"]
+    model = evidence.results["select_model"].metrics
+    found = [Tile("Model", chosen(boards_row)["candidate"], f"of {len(board['rows'])} compared on valid")]
+    for objective in evidence.params.data.objectives:
+        name = f"test.auc.{objective.name}@all"
+        if model.get(name) is not None:
+            found.append(Tile(f"Test AUC, {objective.name}", numbers.metric(model[name]), interval(model, name)))
+    for stage, cost, label in (("select_embedding", "parameters_embedding", "Embedding values"),
+                               ("select_interaction", "flops", "FLOPs per row")):
+        row, base = chosen(evidence.boards[stage]), control(evidence.boards[stage])
+        if base:
+            found.append(Tile(label, numbers.change(row[cost] / base[cost] - 1),
+                              f"{numbers.short(base[cost])} → {numbers.short(row[cost])}, {row['candidate']}"))
+    return found
+
+
+def interval(metrics: Mapping[str, Any], name: str) -> str:
+    """The 95 % interval recorded beside a metric, if there is one."""
+    low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
+    return "" if low is None or high is None else f"95 % [{numbers.metric(low)}, {numbers.metric(high)}]"
+
+
+def _search(board: Line, subject: str, cost: str, unit: str) -> str:
+    row, base = chosen(board), control(board)
+    metric = board["metric"]
+    if base is None or row is base:
+        return (f"No {subject} search was worth its place: the unsearched {row['candidate']} stays "
+                f"(valid {metric} {numbers.metric(row['valid'])}). {_full_stop(board['reason'])}")
+    text = (f"{row['candidate']} decides the {subject}: {_amount(row[cost], base[cost], unit)} of the unsearched "
+            f"model, and its valid {metric} is {_compared(row, base, metric)} the unsearched model's")
+    partner = random_partner(board, row)
+    if partner:
+        text += f" and {_compared(row, partner, metric)} that of a random architecture of the same cost"
+    return text + "."
+
+
+def _model(evidence: Evidence) -> str:
+    return f"Of the models, {_full_stop(evidence.boards['select_model']['reason'])}"
+
+
+def _amount(value: float, base: float, unit: str) -> str:
+    return f"{numbers.share(value / base)} of the {unit}"
+
+
+def _compared(row: Line, other: Line, metric: str) -> str:
+    """``0.0021 above (beyond the seeds' spread)``, in words that are true for either direction."""
+    difference = row["valid"] - other["valid"]
+    spread = math.hypot(row["valid_sd"], other["valid_sd"])
+    better = (difference > 0) == HIGHER_IS_BETTER[metric]
+    side = "above" if difference > 0 else "below"
+    if abs(difference) <= spread:
+        return f"{numbers.metric(abs(difference))} {side}, inside the seeds' spread of,"
+    return f"{numbers.metric(abs(difference))} {side} ({'better' if better else 'worse'} beyond the seeds' spread)"
+
+
+def _full_stop(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
+def fusion_sentences(evidence: Evidence) -> list[str]:
+    """How the scores are fused and what that gains."""
+    fusion = evidence.fusion
+    return [_full_stop(str(fusion["reason"]))] if "reason" in fusion else []

@@ -1,0 +1,174 @@
+"""Trains one multi-objective model from scratch on the chosen architecture, once per seed.
+
+Learns from ``train`` and ``arch`` (the architecture is fixed by now), stops and compares by ``valid``. The
+scores of ``test`` are written for the stages that may read them once; no metric of them is computed here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data.dataset import Dataset
+from ctrmodels.errors import InputError
+from ctrmodels.multitask.checkpoint import WEIGHTS, load_weights, save_description, save_weights
+from ctrmodels.multitask.evaluation import evaluate_scores, mean_over_objectives
+from ctrmodels.multitask.gates import GateReport, gate_report
+from ctrmodels.multitask.models import ModelConfig, MultiObjectiveModel, build_model
+from ctrmodels.multitask.predictions import Predictions
+from ctrmodels.multitask.spaces import ALL, space_mask
+from ctrmodels.multitask.train import train
+from ctrmodels.training import TrainConfig, predict, run_trials, seed_everything
+from ctrmodels.training.trainer import resolve_device
+from tasks import model_figures
+from tasks.config import MODELS, Params
+from tasks.runtime.stage import Stage, main
+
+LEARNS_FROM = ("train", "arch")
+GATE_ROWS = 100_000  # rows of `valid` that the use of the experts is measured on
+
+
+def run(stage: Stage) -> None:
+    """Train every seed, keep the best by ``valid``, and write its weights and predictions."""
+    model_name = str(stage.key)
+    encoded, spec_folder = stage.input("encode"), stage.input("select_interaction") / "spec"
+    dataset = Dataset(encoded, (*LEARNS_FROM, "valid"))
+    schema, spec = dataset.schema, ArchSpec.load(spec_folder)
+    spec.check(schema, spec_folder)
+    check_labels(dataset)
+    config = model_config(stage.params)
+    model = build_model(model_name, schema, spec, config)
+
+    trials = [{"encoded": encoded, "spec_folder": spec_folder, "name": model_name, "config": config,
+               "training": train_config(stage.params, seed), "out": stage.scratch / f"seed={seed}"}
+              for seed in range(stage.params.retrain.seeds)]
+    with stage.timed("training"):
+        results = run_trials(train_seed, trials)
+    stage.measure("seconds.per_seed", [r.pop("seconds") for r in results])
+    best = max(results, key=lambda r: (mean_over_objectives(schema, r["metrics"], "auc"), -r["seed"]))
+
+    save_description(stage.out, model_name, schema, spec, config)
+    (stage.out / "weights").mkdir()
+    for r in results:
+        weights = stage.scratch / f"seed={r['seed']}" / WEIGHTS
+        (stage.out / "weights" / f"seed={r['seed']}.safetensors").write_bytes(weights.read_bytes())
+    load_weights(stage.scratch / f"seed={best['seed']}" / WEIGHTS, model)
+    save_weights(stage.out / WEIGHTS, model)
+    model.to(resolve_device(stage.params.training.device))
+    with stage.timed("prediction"):  # on one thread like the trials, so that no bit depends on the cores
+        (valid, gates), = run_trials(score, [{"model": model, "encoded": encoded,
+                                              "out": stage.out / "predictions"}], workers=1)
+
+    record(stage, results, model)
+    stage.metric("best_seed", best["seed"])
+    stage.figure(model_figures.training_curves(results))
+    stage.figure(model_figures.calibration(schema, valid, f"Calibration of {model_name} on valid"))
+    if gates is not None:
+        stage.figure(model_figures.gates(gates, model.names))
+    stage.facts |= {"schema_hash": schema.hash, "rows": len(valid.row)}
+
+
+def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig, training: TrainConfig,
+               out: Path) -> dict[str, Any]:
+    """Train one seed; a seed that an earlier attempt finished is read from ``out`` instead.
+
+    Returns:
+        ``seed``, ``best_epoch``, ``history``, ``metrics`` (on ``valid``), ``seconds``.
+    """
+    finished = out / "result.json"
+    if finished.is_file():
+        found: dict[str, Any] = json.loads(finished.read_text())
+        return found
+    started = time.perf_counter()
+    seed_everything(training.seed)
+    dataset = Dataset(encoded, (*LEARNS_FROM, "valid"))
+    model = build_model(name, dataset.schema, ArchSpec.load(spec_folder), config)
+    valid = dataset.role("valid")
+    fitted = train(model, dataset.role(*LEARNS_FROM), valid, training)
+    scores = predict(model, valid)
+    found = {"seed": training.seed, "best_epoch": fitted.best_epoch, "history": fitted.history,
+             "metrics": evaluate_scores(dataset.schema, valid.labels, scores, valid.group),
+             "seconds": round(time.perf_counter() - started, 3)}
+    out.mkdir(parents=True, exist_ok=True)
+    save_weights(out / WEIGHTS, model)
+    partial = out / "result.json.partial"
+    partial.write_text(json.dumps(found))
+    partial.replace(finished)
+    return found
+
+
+def model_config(params: Params) -> ModelConfig:
+    """The sizes that params.yaml asks for."""
+    r, t = params.retrain, params.training
+    return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, experts=r.mmoe.experts,
+                       loss_weights=r.loss_weights)
+
+
+def train_config(params: Params, seed: int) -> TrainConfig:
+    """The training that params.yaml asks for."""
+    t = params.training
+    return TrainConfig(epochs=t.epochs, patience=t.patience, batch_size=t.batch_size,
+                       learning_rate=t.learning_rate, device=t.device, seed=seed)
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Refuse a log on which an objective cannot be learned or compared.
+
+    Raises:
+        InputError: a binary objective has one class only, on the rows it is learned from or on ``valid``.
+    """
+    for roles in (LEARNS_FROM, ("valid",)):
+        rows, schema = dataset.role(*roles), dataset.schema
+        for o in schema.objectives:
+            if o.kind == "binary":
+                mask = space_mask(schema, rows.labels, o.name, ALL)
+                label = rows.labels[mask, schema.objective_index(o.name)]
+                known, positives = len(label), int(label.sum())
+                if positives in (0, known):
+                    raise InputError(dataset.folder, o.name, f"{positives} positives of {known} rows",
+                                     f"one class only on {' + '.join(roles)}",
+                                     "widen data.split or mend the objective's `label:`")
+
+
+def score(model: MultiObjectiveModel, encoded: Path, out: Path) -> tuple[Predictions, GateReport | None]:
+    """Write the predictions of ``valid`` and ``test`` into ``out``.
+
+    Returns:
+        Those of ``valid``, and what the gates do there if the model has any.
+    """
+    dataset = Dataset(encoded, ("valid", "test"))
+    tables = {}
+    for role in dataset.allow:
+        rows = dataset.role(role)
+        number = np.load(encoded / role / "row.npy", mmap_mode="r", allow_pickle=False)
+        tables[role] = Predictions.of(dataset.schema, number, rows.group, rows.position, rows.labels,
+                                      predict(model, rows))
+        tables[role].save(out / f"{role}.parquet", dataset.schema)
+    sample = dataset.role("valid").take(slice(0, GATE_ROWS)).to(next(model.parameters()).device)
+    with torch.no_grad():
+        gates = model.gates(sample)
+    return tables["valid"], None if gates is None else gate_report(gates.cpu().numpy())
+
+
+def record(stage: Stage, results: list[dict[str, Any]], model: MultiObjectiveModel) -> None:
+    """Every ``valid`` metric's mean and standard deviation over the seeds, each seed's own, and the cost."""
+    for name in results[0]["metrics"]:
+        values = [r["metrics"][name] for r in results]
+        stage.metric(f"valid.{name}", np.mean(values))
+        stage.metric(f"valid.{name}.sd", np.std(values, ddof=1) if len(values) > 1 else 0.0)
+    cost = model.cost()
+    stage.metrics({**vars(cost), "parameters": cost.parameters, "seeds": len(results)})
+    finite = [{**r, "metrics": {k: v if math.isfinite(v) else None for k, v in r["metrics"].items()}}
+              for r in results]
+    (stage.out / "seeds.json").write_text(json.dumps(finite, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main("retrain", run, MODELS)

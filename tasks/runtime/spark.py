@@ -1,0 +1,207 @@
+"""Spark sessions that compute the same rows in the same order on any machine, and parquet with stable names.
+
+Local by default. Two environment variables put a cluster in its place without a change of code:
+
+* ``CTRMODELS_SPARK_MASTER``: a master URL; default ``local[*]``.
+* ``CTRMODELS_SPARK_CONF``: further settings, one ``key=value`` per line; they win over the ones below.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctrmodels.errors import InputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+GIB = 2**30
+# What Spark does to rows: never dependent on the machine. Split sizes and partition counts are fixed, since
+# they decide the order in which rows are read; adaptive execution would merge partitions by their bytes.
+SEMANTICS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "true",
+    "spark.sql.caseSensitive": "true",
+    "spark.sql.files.ignoreCorruptFiles": "false",
+    "spark.sql.files.ignoreMissingFiles": "false",
+    "spark.sql.files.minPartitionNum": "8",
+    "spark.sql.files.maxPartitionBytes": str(128 * 2**20),
+    "spark.sql.leafNodeDefaultParallelism": "8",
+    "spark.sql.adaptive.coalescePartitions.enabled": "false",
+    "spark.sql.adaptive.skewJoin.enabled": "false",
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # what pandas writes; Spark has no such timestamp
+    "spark.sql.csv.parser.columnPruning.enabled": "false",  # pruned rows would not be checked for their width
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.pyspark.fallback.enabled": "false",
+}
+LOCAL = {
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.ui.enabled": "false",
+}
+# A failed job reaches Python as an exception with its Java stack trace; the log would only repeat it.
+QUIET = {"spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
+# What an innermost error condition means to the user; a record's own text stays out of messages.
+READ_PROBLEMS = {
+    "MALFORMED_CSV_RECORD": "a line has more or fewer columns than described",
+    "MALFORMED_RECORD_IN_PARSING": "a line has more or fewer columns than described",
+}
+VALUE_PROBLEMS = ("CAST_INVALID_INPUT", "CAST_OVERFLOW", "ARITHMETIC_OVERFLOW", "DIVIDE_BY_ZERO", "INVALID_ARRAY_INDEX",
+                  "CANNOT_PARSE_TIMESTAMP", "NUMERIC_VALUE_OUT_OF_RANGE")
+
+
+@contextmanager
+def session(name: str, partitions: int = 4) -> Iterator[SparkSession]:
+    """A Spark session for the block; a session that is already running is used and left running.
+
+    Args:
+        name: the application's name.
+        partitions: number of partitions after a shuffle.
+
+    Raises:
+        InputError: no suitable Java, or a line of CTRMODELS_SPARK_CONF is not ``key=value``.
+    """
+    from pyspark.sql import SparkSession
+
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # prints what is raised anyway
+    running = SparkSession.getActiveSession()
+    if running is None:
+        _require_java()
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    builder = SparkSession.builder.appName(name)
+    for key, value in _configuration(partitions, fresh=running is None).items():
+        builder = builder.config(key, value)
+    spark = builder.getOrCreate()
+    try:
+        yield spark
+    finally:
+        if running is None:
+            spark.stop()
+
+
+def write_parquet(frame: DataFrame, folder: Path) -> int:
+    """Write ``frame`` as ``folder/part-00000.parquet`` …, one file per non-empty partition, in their order.
+
+    Spark puts a random id into file names and leaves checksums and markers; neither stays. ``folder`` must
+    lie where both the driver and the executors can write.
+
+    Returns:
+        The number of files.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
+        raw = Path(partial) / "raw"
+        frame.write.parquet(raw.as_uri())
+        parts = sorted(raw.glob("part-*.parquet"))
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, part in enumerate(parts):
+            part.replace(folder / f"part-{number:05d}.parquet")
+    return len(parts)
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn a Spark failure that the data cause into one line.
+
+    Args:
+        where: what to call the data when the failure names no file.
+
+    Raises:
+        InputError: a file is broken or not as described, or an expression met a value it cannot take.
+    """
+    from py4j.protocol import Py4JJavaError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (Py4JJavaError, PySparkException) as error:
+        causes = list(_causes(error))
+        condition, message = causes[-1]
+        for outer, text in causes:
+            if outer.startswith("FAILED_READ_FILE"):
+                path = re.search(r"reading file (\S+?)\.?( |$)", text)
+                raise InputError(path[1] if path else where, "file", condition or "unreadable",
+                                 READ_PROBLEMS.get(condition, message),
+                                 "mend the file, or its description in data.files") from error
+        if condition in VALUE_PROBLEMS:
+            raise InputError(where, "expression", condition, message,
+                             "mend the expression, e.g. with try_cast(column as double)") from error
+        raise
+
+
+def explain(error: Exception) -> str:
+    """The innermost message of a Spark failure, on one line."""
+    return list(_causes(error))[-1][1]
+
+
+def _causes(error: Exception) -> Iterator[tuple[str, str]]:
+    """(condition, message) from the outermost to the innermost cause; the condition is empty where there is none."""
+    cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
+    if cause is None:
+        yield "", " ".join(str(error).split())
+    while cause is not None:
+        condition = cause.getCondition() if hasattr(cause, "getCondition") else None
+        text = str(cause.getMessage() or cause.getClass().getSimpleName()).split("SQLSTATE")[0]
+        yield str(condition or ""), " ".join(text.split())
+        cause = cause.getCause()
+
+
+def _configuration(partitions: int, fresh: bool) -> dict[str, str]:
+    """All settings; those of the virtual machine only for a ``fresh`` session, the others cannot change later."""
+    conf = {**SEMANTICS, "spark.sql.shuffle.partitions": str(partitions)}
+    if not fresh:
+        return conf
+    master = os.environ.get("CTRMODELS_SPARK_MASTER", "local[*]")
+    conf |= {"spark.master": master, "spark.sql.warehouse.dir": Path(tempfile.gettempdir()).as_uri(), **QUIET}
+    if master.startswith("local"):
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        conf |= {**LOCAL, "spark.driver.memory": f"{_heap()}m"}
+    return conf | _user_settings(os.environ.get("CTRMODELS_SPARK_CONF", ""))
+
+
+def _user_settings(text: str) -> dict[str, str]:
+    settings = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        key, equals, value = line.partition("=")
+        if not equals or not key.strip():
+            raise InputError("environment", "CTRMODELS_SPARK_CONF", line, "not a setting",
+                             "write one key=value per line")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def _heap() -> int:
+    """MiB for the driver: a quarter of the memory this process may have, between 1 and 16 GiB."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
+    return min(max(memory // 4, GIB), 16 * GIB) // 2**20
+
+
+def _require_java() -> None:
+    """Refuse a machine without Java 17 or newer, or with one that lacks the module Spark's vectors need."""
+    remedy = "type `sudo apt install openjdk-17-jre-headless` (Java 17 or 21), or set JAVA_HOME to one"
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if java is None or not Path(java).is_file():
+        raise InputError("environment", "JAVA_HOME" if home else "java", java, "Spark needs Java; none found",
+                         remedy)
+    asked = subprocess.run([java, "--add-modules=jdk.incubator.vector", "-version"],
+                           capture_output=True, text=True, check=False)
+    found = re.search(r'version "(\d+)', asked.stderr)
+    if asked.returncode != 0 or found is None or int(found[1]) < 17:
+        said = next(iter((asked.stderr or asked.stdout).splitlines()), "nothing")
+        raise InputError("environment", "java", said, f"{java} is not a Java that Spark can use", remedy)

@@ -1,0 +1,198 @@
+"""The report from a whole, made-up run: complete, self-contained, inert, reproducible."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ctrmodels.errors import InputError
+from tasks import config, report
+from tasks.runtime import manifest
+from tasks.runtime.figure import Axis, Figure, Series
+from tasks.runtime.stage import Stage, execute
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOSTILE = "<script>alert(1)</script>"
+FIELDS = ("user_id", "item_id", "age", "gender", "occupation", "genres")
+SEEDS = [0, 1, 2]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace in which every stage before the report has run; W&B is off."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("CTRMODELS_RUN_ID", "manual__2026-11-21")
+    monkeypatch.setenv("CTRMODELS_REVISION", "c0ffee" * 6 + "c0ff")
+    made_up_run(tmp_path)
+    return tmp_path
+
+
+def made_up_run(root: Path) -> None:
+    """Write the outputs of every stage before the report, as the stages write them."""
+    shutil.copy(REPOSITORY / "params.yaml", root)
+    shutil.copy(REPOSITORY / "dvc.yaml", root)
+    rng = np.random.default_rng(0)
+    _data_stages(root, rng)
+    _search(root, "embedding", {"uniform": ["uniform"], "autodim": ["autodim"], "pep": ["pep-0.5", "pep-0.15"]}, {
+        "uniform": (.7810, .0006, 48_213), "autodim": (.7822, .0005, 21_904), "random(autodim)": (.7771, .0009, 21_904),
+        "pep-0.5": (.7826, .0004, 24_106), "random(pep-0.5)": (.7702, .0012, 24_106),
+        "pep-0.15": (.7819, .0008, 7_232), "random(pep-0.15)": (.7566, .0021, 7_232)}, "pep-0.5", rng)
+    _search(root, "interaction", {"all_pairs": ["all_pairs"], "autofis": ["autofis"]}, {
+        "all_pairs": (.7826, .0004, 24_106), "autofis": (.7831, .0005, 24_106),
+        "random(autofis)": (.7809, .0011, 24_106)}, "autofis", rng)
+    _models(root, rng)
+    _fusion(root, rng)
+
+
+def _stage(root: Path, title: str, metrics: dict[str, float], figures: list[Figure], seconds: float,
+           files: dict[str, Any] | None = None, **measurements: float) -> None:
+    name, _, key = title.partition("@")
+    folder = root / "outputs" / name / key
+    for figure in figures:
+        figure.save(folder / "figures")
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for file, content in {"metrics.json": metrics, **(files or {})}.items():
+        (folder / file).write_text(json.dumps(content))
+    manifest.write(folder)
+    (root / "measurements").mkdir(exist_ok=True)
+    (root / "measurements" / f"{title}.json").write_text(json.dumps({
+        "stage": name, "key": key or None, "run_id": "manual__2026-11-21", "revision": "c0ffee" * 6 + "c0ff",
+        "airflow": {"dag_id": "ctr_automl", "run_id": "manual__2026-11-21"}, "manifest": "9f" * 32, "inputs": {},
+        "measurements": {"seconds": seconds, "peak_memory_mb": 640.0, **measurements},
+        "wandb": {"id": "7bae7a89cf7017ef", "mode": "offline", "url": None}}))
+
+
+def _data_stages(root: Path, rng: np.random.Generator) -> None:
+    roles = {"train": 62_950, "arch": 7_050, "valid": 10_000, "test": 20_000}
+    ranks = np.unique(np.geomspace(1, 900, 40).round()).tolist()
+    days = [f"2026-11-{d:02d}" for d in range(1, 15)]
+    _stage(root, "ingest", {
+        "rows": 100_000, "days": 14, **{f"rows.{r}": n for r, n in roles.items()},
+        **{f"positive_rate.{o}{s}": rate + .01 * i for o, rate in (("like", .55), ("love", .21))
+           for i, s in enumerate(("", ".train", ".arch", ".valid", ".test"))}}, [
+        Figure("rows", "Rows by day and role", "bar", "How many impressions of each day play which role.",
+               Axis("day"), Axis("rows"), [Series(r, days, rng.integers(10, n, 14).tolist()) for r, n in roles.items()]),
+    ], 21.4)
+    _stage(root, "frequency", {"rows": 100_000, "distinct.user_id": 943}, [
+        Figure("frequency", "How often each value occurs", "line", "A straight line is a power law.",
+               Axis("rank of the value", "log"), Axis("rows on train", "log"),
+               [Series(f, ranks[:8 + 6 * i], (3e4 / np.array(ranks[:8 + 6 * i]) ** (.6 + .1 * i)).tolist())
+                for i, f in enumerate(FIELDS)]),
+        Figure("coverage", "How much of the log the frequent values cover", "line", "Share of occurrences.",
+               Axis("most frequent values", "log"), Axis("share of occurrences"),
+               [Series(f, ranks, np.linspace(.05 * i, 1, len(ranks)).tolist()) for i, f in enumerate(FIELDS)]),
+        Figure("fields", "Fields", "table", "Distinct values.", columns=["field", "kind", "distinct", "missing"],
+               values=[[f, "categorical", int(n), m] for f, n, m in
+                       zip(FIELDS, (943, 1682, 61, 2, 21, 19), (0., 0., .0, .1, .0, .25), strict=True)]),
+    ], 34.0)
+    _stage(root, "validate", {"passed": 31, "warnings": 2, "failed": 0}, [
+        Figure("expectations", "Expectations", "table", "Critical ones stop the run.",
+               columns=["expectation", "severity", "observed", "limit", "outcome"],
+               values=[["columns are exactly those declared", "critical", "16", "16", "passed"],
+                       ["love implies like", "critical", 0, 0, "passed"],
+                       [f"null rate of {HOSTILE}", "critical", .013, .5, "passed"],
+                       ["unseen item_id on test", "warning", .61, .5, "warning"],
+                       ["PSI of age", "warning", .14, .1, "warning"]])], 17.0)
+    _stage(root, "encode", {"vocab.user_id": 944, "oov.item_id.test": .013}, [
+        Figure("oov", "Out-of-vocabulary rate", "bar", "Share of values without an id of their own.", Axis("field"),
+               Axis("share"), [Series(r, FIELDS, rng.uniform(0, .04, 6).tolist()) for r in ("valid", "test")])], 25.0)
+
+
+def _search(root: Path, subject: str, levels: dict[str, list[str]], results: dict[str, tuple[float, float, int]],
+            winner: str, rng: np.random.Generator) -> None:
+    control = next(iter(results))
+    rows = [{"candidate": name, "kind": "control" if name == control else "random" if "(" in name else "searched",
+             "valid": mean, "valid_sd": sd, "seeds": SEEDS, "chosen": name == winner, "search_steps": 900.0,
+             "retrain_steps": 610.0, "parameters": embedding + 14_000, "parameters_embedding": embedding,
+             "flops": 41_000 - 9_000 * ("autofis" in name), "bytes": 4 * (embedding + 14_000), "valid_auc": mean}
+            for name, (mean, sd, embedding) in sorted(results.items(), key=lambda r: -r[1][0])]
+    for method, names in levels.items():
+        found = [r for r in rows if r["candidate"].removeprefix("random(").removesuffix(")") in names]
+        curves = Figure("training_curves", f"Retraining, {method}", "line", "Valid AUC after every epoch, first seed.",
+                        Axis("epoch"), Axis("valid AUC"),
+                        [Series(r["candidate"], list(range(1, 9)),
+                                (r["valid"] - .08 / np.arange(1, 9) ** 1.5).tolist()) for r in found])
+        extra = []
+        if method == "pep":
+            extra.append(Figure("kept_by_frequency", "Kept dimensions against frequency", "line", "Ids in ten groups.",
+                                Axis("occurrences on train", "log"), Axis("kept dimensions"),
+                                [Series(n, np.geomspace(1, 500, 10).tolist(), np.linspace(1, 14, 10).tolist())
+                                 for n in names]))
+        if method == "autodim":
+            extra.append(Figure("widths", "Chosen embedding widths", "scatter", "Each point is a field.",
+                                Axis("ids of the field", "log"), Axis("embedding width"),
+                                [Series(method, [944, 1683, 62, 3, 22, 20], [16, 16, 4, 2, 4, 2], labels=FIELDS)]))
+        if method == "autofis":
+            gates = [[float(rng.normal()) if j > i and rng.random() > .4 else 0. if j > i else None for j in range(6)]
+                     for i in range(6)]
+            extra.append(Figure("gates", "Gates of the pairs", "heatmap", "Zero = dropped.", rows=FIELDS,
+                                columns=FIELDS, values=gates))
+        _stage(root, f"search_{subject}@{method}", {f"{r['candidate']}.valid.auc.like@all": r["valid"] for r in found},
+               [curves, *extra], 88.0, {"candidates.json": [{"name": r["candidate"]} for r in found]},
+               **{"seconds.search": 0.0 if method == next(iter(levels)) else 41.0, "seconds.retrain": 33.0})
+    reason = f"{winner} has the best valid auc, {results[winner][0]:.4f}"
+    _stage(root, f"select_{subject}", {"valid.auc": results[winner][0]}, [
+        Figure("quality_against_cost", "Valid AUC against cost", "scatter", "Every candidate.",
+               Axis("stored embedding values"), Axis("valid auc"),
+               [Series(kind, [r["parameters_embedding"] for r in rows if r["kind"] == kind],
+                       [r["valid"] for r in rows if r["kind"] == kind],
+                       [r["valid_sd"] for r in rows if r["kind"] == kind],
+                       [r["candidate"] for r in rows if r["kind"] == kind])
+                for kind in ("searched", "control", "random")])], 0.4, {
+        "leaderboard.json": {"metric": "auc", "rule": "best mean valid auc within the budget", "reason": reason,
+                             "rows": rows},
+        "choice.json": {"candidate": winner, "reason": reason}})
+
+
+def _models(root: Path, rng: np.random.Generator) -> None:
+    rows = []
+    for name, mean, parameters in (("esmm", .7913, 41_000), ("mmoe", .7909, 46_000), ("shared_bottom", .7897, 40_500)):
+        values = {"valid.auc.like@all": mean - .004, "valid.auc.love@all": mean + .004}
+        rows.append({"candidate": name, "kind": "model", "valid": mean, "valid_sd": .0006, "seeds": 3,
+                     "chosen": name == "esmm", "parameters": parameters, "parameters_embedding": 24_106,
+                     "flops": 52_000, "bytes": 4 * parameters, **values})
+        figures = [Figure("training_curves", "Training", "line", "Mean AUC on valid.", Axis("epoch"), Axis("AUC"),
+                          [Series(f"seed {s}", list(range(1, 7)),
+                                  (mean - .05 / np.arange(1, 7) - .001 * s).tolist()) for s in SEEDS])]
+        if name == "mmoe":
+            figures.append(Figure("gates", "Use of the experts", "heatmap", "Mean gate weight on valid.",
+                                  rows=["like", "love"], columns=[f"expert {e}" for e in (1, 2, 3, 4)],
+                                  values=[[.41, .29, .2, .1], [.1, .15, .25, .5]]))
+        _stage(root, f"retrain@{name}", values, figures, 44.0)
+    reason = "esmm has the best valid auc, 0.7913 ± 0.0006"
+    _stage(root, "select_model", {
+        "test.auc.like@all": .7812, "test.auc.like@all.low": .7751, "test.auc.like@all.high": .7874,
+        "test.auc.love@all": .7894, "test.auc.love@all.low": .7829, "test.auc.love@all.high": .7958}, [
+        Figure("calibration", "Calibration of esmm on test", "line", "On the diagonal a prediction is a rate.",
+               Axis("mean prediction"), Axis("observed rate"),
+               [Series("like@all", np.linspace(.1, .9, 20).tolist(), np.linspace(.12, .88, 20).tolist()),
+                Series("love@all", np.linspace(.02, .6, 20).tolist(), np.linspace(.03, .57, 20).tolist()),
+                Series("perfect", [0, .9], [0, .9])])], 5.0, {
+        "leaderboard.json": {"metric": "auc", "rule": "best mean valid auc@all", "reason": reason, "rows": rows},
+        "choice.json": {"candidate": "esmm", "reason": reason}})
+
+
+def _fusion(root: Path, rng: np.random.Generator) -> None:
+    x, y = rng.normal(.72, .01, 80), rng.normal(.61, .01, 80)
+    _stage(root, "tune_fusion", {"report.ndcg@10.like": .731}, [
+        Figure("front", "Pareto front", "scatter", "Every trial on the reporting window.", Axis("NDCG@10, like"),
+               Axis("NDCG@10, love"),
+               [Series("trials", x.tolist(), y.tolist()),
+                Series("front", [.735, .741, .744], [.634, .631, .62], labels=["", "recommended", "like alone"])])],
+        12.0, {"fusion.json": {"spec": {"function": {"id": "weighted_product"}, "scores": [
+            {"name": "like@all", "weight": 1.0}, {"name": "love@all", "weight": .42}]}, "rule": "the rule"}})
+
+
+def _write(root: Path) -> str:
+    params = config.load(root / "params.yaml")
+    execute(Stage("report", None, params, root), report.run)
+    return (root / "outputs" / "report" / "report.html").read_text()
