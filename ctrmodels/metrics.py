@@ -211,10 +211,14 @@ class ListMetric(ABC):
             raise ValueError("scores must be finite: NaN and infinity have no rank")
         return self._values(scores)
 
-    def mean(self, scores: np.ndarray) -> float:
-        """Weighted mean over the lists; NaN if the metric is undefined on all of them."""
+    def average(self, values: np.ndarray) -> float:
+        """Weighted mean of ``values`` [U] over the lists; NaN if the metric is undefined on all of them."""
         total = self.weights.sum()
-        return float(self.values(scores) @ self.weights / total) if total else float("nan")
+        return float(values @ self.weights / total) if total else float("nan")
+
+    def mean(self, scores: np.ndarray) -> float:
+        """The metric of ``scores`` [N]: :meth:`average` of its :meth:`values`."""
+        return self.average(self.values(scores))
 
     @abstractmethod
     def _values(self, scores: np.ndarray) -> np.ndarray: ...

@@ -64,6 +64,7 @@ class StageOperator(BaseOperator):
         super().__init__(**arguments)
         self.stage, self.repository, self.revision, self.upstream = stage, repository, revision, upstream
         self.pages: dict[str, str] = {}
+        self.cached = False
         self._workspace: Workspace | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class StageOperator(BaseOperator):
                             self.log.info) as self._workspace:
             self._workspace.prepare(self.revision, locks)
             lock = self._workspace.reproduce()
-            self.pages = self._workspace.pages()
+            self.pages, self.cached = self._workspace.pages(), self._workspace.cached
         return lock
 
     def on_kill(self) -> None:

@@ -412,7 +412,15 @@ class SelectModel(Section):
 
 
 class TuneFusion(Section):
-    """Weights of the fused score: tuned on the first ``window`` of valid's groups, reported on the rest."""
+    """Weights of the fused score: tuned on the first ``window`` of valid's groups, reported on the rest.
+
+    Attributes:
+        primary: the objective whose metric is maximised; ``null`` = the first.
+        floor: the others must reach this share of the best that ordering by one score alone reaches.
+        calibration: how probabilities are calibrated before they are fused.
+        trials: weights tried per function.
+        lists: trials are judged on at most so many lists, the best of them again on the whole window.
+    """
 
     functions: Annotated[tuple[Literal["weighted_sum", "weighted_product"], ...], Field(min_length=1)] = (
         "weighted_sum", "weighted_product")
@@ -420,7 +428,10 @@ class TuneFusion(Section):
     k: Annotated[int, Field(ge=1)] = 10
     trials: Annotated[int, Field(ge=1, le=100_000, json_schema_extra=form("Fusion", "Fusion trials"))] = 60
     window: Share = 0.5
+    primary: str | None = None
     floor: Annotated[float, Field(ge=0, le=1)] = 0.98
+    calibration: Literal["platt", "isotonic"] = "platt"
+    lists: Annotated[int, Field(ge=100)] = 100_000
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -455,6 +466,8 @@ class Params(Section):
             chosen = getattr(self, section).objective
             if chosen is not None and chosen not in names:
                 raise ValueError(f"{section}.objective = {chosen!r} is not a binary objective of data.objectives")
+        if self.tune_fusion.primary not in (None, *(o.name for o in self.data.objectives)):
+            raise ValueError(f"tune_fusion.primary = {self.tune_fusion.primary!r} is no objective of data.objectives")
         if not names:
             raise ValueError("data.objectives: at least one binary objective is needed")
         if "uniform" not in self.search_embedding.methods:

@@ -163,7 +163,7 @@ def write(table: DataFrame, folder: Path, days: str) -> None:
 def read(session: SparkSession, folder: Path, binary: Sequence[str]) -> DataFrame:
     """All countings under ``folder`` as one table with the columns of :func:`table_schema`, unmerged."""
     columns = [c.split()[0].strip("`") for c in table_schema(binary).split(", ")]
-    return session.read.schema(table_schema(binary)).parquet(f"{uri(folder)}/days=*").select(columns)
+    return session.read.schema(table_schema(binary)).parquet(uri(folder)).select(columns)
 
 
 def uri(path: Path) -> str:

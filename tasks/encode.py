@@ -36,6 +36,7 @@ from tasks.runtime.stage import Stage, main
 
 INT32 = 2**31 - 1
 BATCH_ROWS = 2**16
+SORT_ROWS = 4_000_000
 
 
 def run(stage: Stage) -> None:
@@ -54,8 +55,12 @@ def run(stage: Stage) -> None:
         schema = _schema(data, vocabularies, numbers, rows)
         with stage.timed("rows"):
             log = session.read.parquet(counts.uri(ingested / "log"))
-            encoded = _encode(log, RecordEncoder(schema, vocabularies, numbers))
-            counts.write_partitioned(encoded.sort("_role", "_time", "_row"), work / "rows", "_role")
+            spark.write_parquet(_encode(log, RecordEncoder(schema, vocabularies, numbers)), work / "encoded")
+            # From a file, since Spark looks at what it sorts twice: once to find the partitions' bounds.
+            encoded = session.read.parquet(counts.uri(work / "encoded"))
+            keys = ("_role", "_time", "_row")
+            ordered = encoded.repartitionByRange(1 + sum(rows.values()) // SORT_ROWS, *keys)
+            counts.write_partitioned(ordered.sortWithinPartitions(*keys), work / "rows", "_role")
     with stage.timed("columns"):
         tallies = {role: _write_columns(work / "rows", role, schema, stage.out) for role in ROLES}
     digest = hashlib.sha256("".join(t.roles.hexdigest() for t in tallies.values()).encode()).hexdigest()
@@ -76,7 +81,9 @@ def _vocabularies(stage: Stage, session: SparkSession, counted: Path, work: Path
     if not plan.values and not plan.steps:
         return {}
     table = counts.read(session, counted / "counts", plan.binary)
-    vocabulary.rank(table, plan.steps, stage.params.encode.min_count, work / "ranked")
+    summary = json.loads((counted / "summary.json").read_text())["fields"]
+    partitions = 1 + sum(summary[name]["distinct_train"] for name in (*plan.values, *plan.steps)) // SORT_ROWS
+    vocabulary.rank(table, plan.steps, stage.params.encode.min_count, work / "ranked", partitions)
     return {name: vocabulary.number(work / "ranked", name, stage.out / "vocab" / f"{name}.parquet")
             for name in (*plan.values, *plan.steps)}
 

@@ -51,10 +51,17 @@ def summary(found: evidence.Evidence) -> dict[str, Any]:
         ("Models", "select_model"))}
     return {
         "title": found.params.report.title, "verdict": verdict.sentences(found),
-        "leaderboards": {title: [board.columns, *([c.text for c in row.cells] for row in board.rows)]
-                         for title, board in boards.items()},
+        "leaderboards": {title: as_text(board) for title, board in boards.items()},
         "metrics": [f"valid.auc.{o.name}@all" for o in found.params.data.objectives if o.kind == "binary"],
     }
+
+
+def as_text(table: page.Table) -> list[list[str]]:
+    """Head and rows as texts, without the drawn column; the chosen candidate has a tick."""
+    drawn = {i for row in table.rows for i, cell in enumerate(row.cells) if cell.span}
+    rows = [[f"{cell.text} \N{CHECK MARK}" if row.marked and i == 0 else cell.text
+             for i, cell in enumerate(row.cells) if i not in drawn] for row in table.rows]
+    return [[name for i, name in enumerate(table.columns) if i not in drawn], *rows]
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig,
 def model_config(params: Params) -> ModelConfig:
     """The sizes that params.yaml asks for."""
     r, t = params.retrain, params.training
-    return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, experts=r.mmoe.experts,
-                       loss_weights=r.loss_weights)
+    return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, gate_init=t.gate_init,
+                       experts=r.mmoe.experts, loss_weights=r.loss_weights)
 
 
 def train_config(params: Params, seed: int) -> TrainConfig:

@@ -191,7 +191,7 @@ class _Encoded:
                  sides: Sequence[Side] | None = None, shares: Sequence[float] = SHARES) -> None:
         self.names = tuple(names or (f"field_{f}" for f in range(len(sizes))))
         self.sides: Sequence[Side] = sides or ["context"] * len(sizes)
-        cuts = [0, *np.round(np.cumsum(shares) * len(values)).astype(int)]
+        cuts = [0, *np.round(np.cumsum(shares) * len(values)).astype(int).tolist()]
         self.parts = {role: slice(a, b) for role, a, b in zip(ROLES, cuts[:-1], cuts[1:], strict=True)}
         self.ids = np.empty(values.shape, np.int32)
         self.kept, counts = [], []

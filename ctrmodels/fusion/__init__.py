@@ -5,10 +5,11 @@ from ctrmodels.fusion.functions import FUNCTIONS, FusionFunction, WeightedProduc
 from ctrmodels.fusion.normalisers import NORMALISERS, Isotonic, Normaliser, Platt, Quantile
 from ctrmodels.fusion.pareto import hypervolume, non_dominated
 from ctrmodels.fusion.spec import FusedScore, FusionSpec
+from ctrmodels.fusion.table import Judge, ScoreTable, score_name
 from ctrmodels.fusion.tuner import Goal, Point, Window, best, corners, goal, tune
 
 __all__ = [
     "FUNCTIONS", "NORMALISERS", "Evaluator", "FusedScore", "FusionFunction", "FusionSpec", "Goal", "Isotonic",
-    "Normaliser", "Platt", "Point", "Quantile", "Resampled", "WeightedProduct", "WeightedSum", "Window", "best",
-    "corners", "goal", "hypervolume", "non_dominated", "tune", "tuning_window",
+    "Judge", "Normaliser", "Platt", "Point", "Quantile", "Resampled", "ScoreTable", "WeightedProduct", "WeightedSum",
+    "Window", "best", "corners", "goal", "hypervolume", "non_dominated", "score_name", "tune", "tuning_window",
 ]

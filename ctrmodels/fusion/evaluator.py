@@ -68,9 +68,9 @@ class Evaluator:
         """[M] the metric of each objective when rows are ordered by ``fused`` [N]; NaN where undefined."""
         return np.array([m.mean(fused) for m in self.metrics])
 
-    def undefined(self) -> list[str]:
-        """Names of the objectives that no list can be judged by: no positive, or no negative beside one."""
-        return [o.name for o, m in zip(self.objectives, self.metrics, strict=True) if not m.weights.any()]
+    def undefined(self) -> list[int]:
+        """Indices of the objectives that no list can be judged by: no positive, or no negative beside one."""
+        return [i for i, m in enumerate(self.metrics) if not m.weights.any()]
 
 
 class Resampled:
@@ -89,12 +89,12 @@ class Resampled:
 
     def intervals(self, fused: np.ndarray) -> list[Interval]:
         """The metric of each objective with its error and 95 % interval."""
-        return [interval(m.mean(fused), self._means(m, fused)) for m in self.evaluator.metrics]
+        return [self._interval(m, m.values(fused)) for m in self.evaluator.metrics]
 
     def gains(self, fused: np.ndarray, baseline: np.ndarray) -> list[Interval]:
         """Difference of each metric between two fused scores on the same rows: ``fused`` minus ``baseline``."""
-        return [interval(m.mean(fused) - m.mean(baseline), self._means(m, fused) - self._means(m, baseline))
-                for m in self.evaluator.metrics]
+        return [self._interval(m, m.values(fused) - m.values(baseline)) for m in self.evaluator.metrics]
 
-    def _means(self, metric: ListMetric, fused: np.ndarray) -> np.ndarray:
-        return self._bootstraps[len(metric.weights)].means(metric.values(fused), metric.weights)
+    def _interval(self, metric: ListMetric, values: np.ndarray) -> Interval:
+        sample = self._bootstraps[len(metric.weights)].means(values, metric.weights)
+        return interval(metric.average(values), sample)

@@ -37,7 +37,8 @@ def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
     points, reference = np.asarray(points, np.float64), np.asarray(reference, np.float64)
     if points.ndim != 2 or reference.shape != points.shape[1:] or not len(reference):
         raise ValueError(f"points {points.shape} and reference {reference.shape} do not fit")
-    return _volume(points[(points > reference).all(axis=1)] - reference)
+    inside = points[(points > reference).all(axis=1)]
+    return _volume(inside[non_dominated(inside)] - reference)
 
 
 def _volume(points: np.ndarray) -> float:
@@ -46,7 +47,6 @@ def _volume(points: np.ndarray) -> float:
         return 0.0
     if points.shape[1] == 1:
         return float(points.max())
-    points = points[non_dominated(points)]
     points = points[np.argsort(-points[:, -1], kind="stable")]
     thickness = points[:, -1] - np.append(points[1:, -1], 0.0)
     if points.shape[1] == 2:

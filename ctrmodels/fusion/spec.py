@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,11 @@ class FusionSpec:
             KeyError: a score is absent.
         """
         return self.function.score(self.normalise(columns), [s.weight for s in self.scores])
+
+    def with_weights(self, function: FusionFunction, weights: Sequence[float]) -> FusionSpec:
+        """The same normalised scores under another function and weights, one per score."""
+        scores = tuple(replace(s, weight=w) for s, w in zip(self.scores, weights, strict=True))
+        return replace(self, function=function, scores=scores)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data that :meth:`from_json` reads back exactly."""

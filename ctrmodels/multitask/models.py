@@ -41,6 +41,7 @@ class ModelConfig:
         tower: layer widths of each objective's tower.
         dropout: after every hidden layer and on the encoded features.
         l2: weight of the squared norm of the embeddings that a batch touches, per row of the batch.
+        gate_init: where the pairs' gates start.
         experts: number of experts of a mixture.
         loss_weights: objective → weight of its loss; 1 where absent.
     """
@@ -49,6 +50,7 @@ class ModelConfig:
     tower: tuple[int, ...] = (32,)
     dropout: float = 0.0
     l2: float = 0.0
+    gate_init: float = 0.1
     experts: int = 4
     loss_weights: Mapping[str, float] = field(default_factory=dict)
 
@@ -235,5 +237,5 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
     encoder = FeatureEncoder(schema, spec, config.dropout, config.l2)
     trunk = blueprint.trunk(encoder.width, len(names), config)
     tower = (*config.bottom, *config.tower) if blueprint.deep_towers else config.tower
-    return MultiObjectiveModel(schema, encoder, WideHead(schema, spec, len(names)), trunk, tower, chain,
-                               config.dropout, config.loss_weights)
+    wide = WideHead(schema, spec, len(names), config.gate_init)
+    return MultiObjectiveModel(schema, encoder, wide, trunk, tower, chain, config.dropout, config.loss_weights)

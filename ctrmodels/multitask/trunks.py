@@ -113,7 +113,8 @@ class MMoE(Trunk):
 class Experts(nn.Module):
     """E ReLU networks of equal shape in grouped tensors: a weight [E, in, out] and a bias [E, out] per layer.
 
-    Every expert's weights are drawn on their own. Experts that start equal get equal gradients and stay one.
+    Every expert's weights are drawn on their own: a constant initialisation of experts and gates gives all
+    experts equal gradients for ever.
     """
 
     def __init__(self, count: int, width_in: int, hidden: Sequence[int], dropout: float = 0.0) -> None:

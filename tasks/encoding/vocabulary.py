@@ -52,7 +52,8 @@ class Vocabulary:
 # --- ranking ------------------------------------------------------------------------------------------
 
 
-def rank(table: DataFrame, steps: Sequence[str], min_count: int, folder: Path) -> None:
+def rank(table: DataFrame, steps: Sequence[str], min_count: int, folder: Path,
+         partitions: int) -> None:
     """Write every field's values seen at least ``min_count`` times on train, the most frequent first.
 
     Ties are broken by the value (by its UTF-8 bytes, null first).
@@ -62,11 +63,13 @@ def rank(table: DataFrame, steps: Sequence[str], min_count: int, folder: Path) -
         steps: sequence fields, in whose counts null is no value but an empty sequence.
         min_count: least number of rows on train.
         folder: receives ``field=NAME/part-*.parquet``; the parts follow one another.
+        partitions: into how many the sort divides the values, of all fields together.
     """
     train = table.where((F.col("role") == "train") & ~(F.col("field").isin(list(steps)) & F.isnull("value")))
     totals = train.groupBy("field", "value").agg(F.sum("count").alias("count"))
-    ranked = totals.where(F.col("count") >= min_count).sort("field", F.desc("count"), F.asc_nulls_first("value"))
-    counts.write_partitioned(ranked, folder, "field")
+    order = (F.asc("field"), F.desc("count"), F.asc_nulls_first("value"))
+    ranked = totals.where(F.col("count") >= min_count).repartitionByRange(partitions, *order)
+    counts.write_partitioned(ranked.sortWithinPartitions(*order), folder, "field")
 
 
 def number(ranked: Path, name: str, path: Path) -> Vocabulary:

@@ -34,6 +34,8 @@ WIDTH = 6.2  # inches; two charts stand side by side on a desktop, one fills a p
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MAX_LABEL = 34
+FEW_POINTS = 12  # on a line, each then gets a marker
+MAX_BARS = 160  # more are thinner than a pixel; the same numbers make a line
 MAX_NAMED_CELLS = 120
 MAX_VECTOR_CELLS = 2500
 
@@ -95,9 +97,12 @@ def _draw(figure: Figure) -> Canvas:
 
 def _line(figure: Figure, canvas: Canvas, axes: Axes) -> None:
     names = _categories(figure.series)
-    few = all(len(series.y) <= 12 for series in figure.series)
+    few = all(len(series.y) <= FEW_POINTS for series in figure.series)
     for i, series in enumerate(figure.series):
         x, y = _positions(series, names), _numbers(series.y)
+        if len(x) == 2 and np.array_equal(x, y):  # the diagonal, something to compare with
+            axes.plot(x, y, color=MUTED.light, linestyle=DASHES[1], linewidth=1.1, label=_short(series.name))
+            continue
         axes.plot(x, y, color=_colour(i), linestyle=_dash(i), label=_short(series.name),
                   marker=MARKERS[i % len(MARKERS)] if few else None)
         if series.error is not None:
@@ -125,7 +130,7 @@ def _scatter(figure: Figure, canvas: Canvas, axes: Axes) -> None:
     if names:
         _name_ticks(axes, names)
     _scales(axes, figure.x, figure.y)
-    axes.margins(0.09)
+    axes.margins(0.16 if marks else 0.06, 0.1)
     _legend(canvas, axes, len(figure.series))
     _annotate(canvas, axes, marks)
 
@@ -134,6 +139,9 @@ def _bar(figure: Figure, canvas: Canvas, axes: Axes) -> None:
     names = _categories(figure.series) or sorted({v for s in figure.series for v in s.x}, key=float)
     labels = [_short(str(n)) for n in names]
     groups, count = len(names), max(1, len(figure.series))
+    if groups * count > MAX_BARS and not any(s.error for s in figure.series):
+        _line(figure, canvas, axes)
+        return
     # Long or many names stand on the vertical axis, where they can be read without turning the head; time
     # always runs from left to right.
     days = all(re.fullmatch(r"\d{4}-\d\d-\d\d", t) for t in labels)
@@ -199,7 +207,7 @@ def _heatmap(figure: Figure, canvas: Canvas, axes: Axes) -> None:
             if math.isfinite(value):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 bright = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
-                axes.text(c + 0.5, r + 0.5, f"{value + 0.0:.3g}", ha="center", va="center", fontsize=7.5,
+                axes.text(c + 0.5, r + 0.5, _tick(float(f"{value + 0.0:.3g}")), ha="center", va="center", fontsize=7.5,
                           color="#000000" if bright else "#ffffff")
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(rows), 0)
@@ -214,6 +222,7 @@ def _heatmap(figure: Figure, canvas: Canvas, axes: Axes) -> None:
     bar = canvas.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
+    bar.formatter = FuncFormatter(lambda value, _: _tick(value))
 
 
 def _categories(series: Sequence[Series]) -> list[Any]:
@@ -277,7 +286,7 @@ def _tick(value: float) -> str:
 
 def _name_ticks(axes: Axes, names: Sequence[Any]) -> None:
     labels = [_short(str(n)) for n in names]
-    step = math.ceil(max(len(labels) / 14, sum(len(t) for t in labels) / 90))
+    step = math.ceil(max(len(labels) / 14, sum(len(t) for t in labels) / 72))
     axes.set_xticks(range(0, len(labels), step), labels[::step])
 
 
@@ -329,7 +338,7 @@ def _for_page(text: str, salt: str) -> str:
     referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     prefix = "f" + hashlib.sha256(salt.encode()).hexdigest()[:8]
     text = re.sub(r'\sid="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in referred else "", text)
-    text = re.sub(r'(?:xlink:)?(href="#|url\(#)([^")]+)', rf"\g<1>{prefix}-\g<2>", text)
+    text = re.sub(r'(href="#|url\(#)([^")]+)', rf"\g<1>{prefix}-\g<2>", text.replace("xlink:href=", "href="))
     text = re.sub(r'\sd="[^"]+"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0].replace("\n", "")), text)
     text = re.sub(r"font-family: ?[^;\"]+", "font-family: inherit", text)
     variables = {t.light: f"var(--{t.variable})" for t in TONES}

@@ -49,6 +49,11 @@ def difference(value: Any) -> str:
     return f"{value:+.4f}".replace("-", MINUS) if _known(value) else UNKNOWN
 
 
+def spread(mean: Any, sd: Any) -> str:
+    """Mean and standard deviation over the seeds."""
+    return f"{metric(mean)} \N{PLUS-MINUS SIGN} {metric(sd)}"
+
+
 def share(value: Any) -> str:
     """0.1234 → ``12.3 %``."""
     return f"{value:.1%}".replace("%", " %").replace("-", MINUS) if _known(value) else UNKNOWN

@@ -8,7 +8,7 @@ own text, and the style sheet are put in as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,13 +18,9 @@ from tasks.rendering import charts, numbers
 from tasks.rendering.palette import css_variables
 from tasks.runtime.figure import Figure
 
-BADGES = {
-    "critical": "bad", "failed": "bad", "fail": "bad", "error": "bad",
-    "warning": "warn", "warn": "warn",
-    "passed": "good", "pass": "good", "ok": "good", "success": "good",
-    "info": "note",
-}
-BADGE_COLUMNS = frozenset({"severity", "outcome", "status", "result", "kind"})
+OUTCOMES = {"failed": "bad", "critical": "bad", "error": "bad", "warning": "warn", "passed": "good", "ok": "good"}
+SEVERITIES = {"critical": "strong", "warning": "dim", "info": "dim"}
+BADGES = {"severity": SEVERITIES, "outcome": OUTCOMES, "status": OUTCOMES, "result": OUTCOMES}
 LONG_TABLE = 25
 MAX_DATA_ROWS = 400
 
@@ -78,13 +74,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn figure with its data behind it."""
+    """A drawn figure with its data behind it; ``alone`` in its row, the caption takes the other half."""
 
     title: str
     caption: str
     svg: Markup
     data: Table | None
     points: int
+    alone: bool = False
     kind: ClassVar[str] = "drawing"
 
 
@@ -184,15 +181,31 @@ def show(figure: Figure, stage: str) -> Block:
     return Drawing(figure.title, figure.caption, drawing, data, len(rows))
 
 
+def in_rows(blocks: Sequence[Block]) -> list[Block]:
+    """``blocks`` with drawings in pairs; one that is left over at the end of a run stands alone in its row."""
+    arranged = list(blocks)
+    waiting = False
+    for i, block in enumerate(arranged):
+        if not isinstance(block, Drawing):
+            waiting = False
+            continue
+        last = i + 1 == len(arranged) or not isinstance(arranged[i + 1], Drawing)
+        if last and not waiting:
+            arranged[i] = replace(block, alone=True)
+        waiting = not waiting
+    return arranged
+
+
 def tabulate(caption: str, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> Table:
     """A table of any values; columns that speak of an outcome show it as a badge."""
-    def cell(column: str, value: Any) -> Cell:
-        badge = BADGES.get(str(value).lower(), "") if column.lower() in BADGE_COLUMNS else ""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return Cell(numbers.plain(value), number=number, badge=badge)
+    numeric = [any(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in values)
+               for i in range(len(columns))]
 
-    return Table(caption, columns, [Row([cell(c, v) for c, v in zip(columns, row, strict=True)])
-                                    for row in values])
+    def cell(i: int, value: Any) -> Cell:
+        badge = BADGES.get(columns[i].lower(), {}).get(str(value).lower(), "")
+        return Cell(numbers.plain(value), number=numeric[i], badge=badge)
+
+    return Table(caption, columns, [Row([cell(i, row[i]) for i in range(len(columns))]) for row in values])
 
 
 def _data(figure: Figure) -> tuple[list[str], list[list[Any]]]:

@@ -21,6 +21,7 @@ from tasks.rendering.page import (
     Table,
     Terms,
     Text,
+    in_rows,
     show,
     tabulate,
 )
@@ -60,8 +61,9 @@ def _told(evidence: Evidence, *names: str, headings: bool | None = None) -> list
     for result in results:
         if headings if headings is not None else len(results) > 1:
             blocks.append(Heading(result.title))
-        blocks += [show(figure, result.title) for figure in result.figures]
-        if not result.figures:
+        shown = [show(figure, result.title) for figure in result.figures]
+        blocks += in_rows(sorted(shown, key=lambda block: isinstance(block, Table)))
+        if not shown:
             blocks.append(Text(f"{result.title} recorded no figure.", quiet=True))
         blocks.append(_numbers(result))
     return blocks
@@ -140,22 +142,29 @@ def leaderboard(evidence: Evidence, stage: str) -> Table:
     high = max(r["valid"] + r["valid_sd"] for r in rows)
     extra = _objective_columns(rows, board["metric"])
     costs = [c for c in COSTS if any(c[0] in r for r in rows)]
-    columns = ["candidate", "kind", f"valid {board['metric']}", "mean ± sd", *(["Δ control"] if base else []),
-               *(name for _, name in extra), *(label for _, label, _ in costs), "seeds"]
+    kinds = len({r["kind"] for r in rows}) > 1
+    columns = ["candidate", *(["kind"] if kinds else []), f"valid {board['metric']}", "mean \N{PLUS-MINUS SIGN} sd",
+               *(["to control"] if base else []), *(name for _, name in extra), *(label for _, label, _ in costs)]
     table = []
     for r in rows:
-        cells = [Cell(r["candidate"]), Cell(r["kind"], badge="dim" if r["kind"] in ("random", "control") else "note"),
-                 Cell(f"{numbers.metric(r['valid'])} ± {numbers.metric(r['valid_sd'])}", number=True),
-                 Cell("", span=Span(r["valid"], r["valid_sd"], low, high))]
+        cells = [Cell(r["candidate"])]
+        if kinds:
+            cells.append(Cell(r["kind"], badge="note" if r["kind"] == "searched" else "dim"))
+        cells += [Cell(numbers.spread(r["valid"], r["valid_sd"]), number=True),
+                  Cell("", span=Span(r["valid"], r["valid_sd"], low, high))]
         if base:
-            cells.append(Cell(numbers.difference(r["valid"] - base["valid"]) if r is not base else numbers.UNKNOWN,
+            cells.append(Cell(numbers.UNKNOWN if r is base else numbers.difference(r["valid"] - base["valid"]),
                               number=True))
         cells += [Cell(numbers.metric(r.get(key)), number=True) for key, _ in extra]
         cells += [Cell(form(r.get(key)), number=True) for key, _, form in costs]
-        seeds = r["seeds"]
-        cells.append(Cell(str(len(seeds) if isinstance(seeds, list) else seeds), number=True))
         table.append(Row(cells, marked=bool(r["chosen"])))
-    return Table("Candidates, best first; the chosen one is marked", columns, table)
+    return Table(f"Candidates, best first, {_seeds(rows)}; the chosen one is marked", columns, table)
+
+
+def _seeds(rows: Sequence[Mapping[str, Any]]) -> str:
+    counts = sorted({len(r["seeds"]) if isinstance(r["seeds"], list) else int(r["seeds"]) for r in rows})
+    seeds = " or ".join(map(str, counts))
+    return f"{seeds} seed{'' if counts == [1] else 's'} each"
 
 
 def _objective_columns(rows: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ def sentences(evidence: Evidence) -> list[str]:
     """The verdict, one sentence for each decision of the chain."""
     boards = evidence.boards
     return [
-        _search(boards["select_embedding"], "embedding", "parameters_embedding", "stored embedding values"),
+        _search(boards["select_embedding"], "embedding", "parameters_embedding", "embedding values"),
         _search(boards["select_interaction"], "interaction", "flops", "floating-point operations per row"),
         _model(evidence),
         *fusion_sentences(evidence),
@@ -42,9 +42,9 @@ def sentences(evidence: Evidence) -> list[str]:
 
 def tiles(evidence: Evidence) -> list[Tile]:
     """The head's numbers."""
-    board = boards_row = evidence.boards["select_model"]
+    board = evidence.boards["select_model"]
     model = evidence.results["select_model"].metrics
-    found = [Tile("Model", chosen(boards_row)["candidate"], f"of {len(board['rows'])} compared on valid")]
+    found = [Tile("Model", chosen(board)["candidate"], f"of {len(board['rows'])} compared on valid")]
     for objective in evidence.params.data.objectives:
         name = f"test.auc.{objective.name}@all"
         if model.get(name) is not None:
@@ -67,34 +67,29 @@ def interval(metrics: Mapping[str, Any], name: str) -> str:
 def _search(board: Line, subject: str, cost: str, unit: str) -> str:
     row, base = chosen(board), control(board)
     metric = board["metric"]
+    told = f"valid {metric} {numbers.spread(row['valid'], row['valid_sd'])}"
     if base is None or row is base:
-        return (f"No {subject} search was worth its place: the unsearched {row['candidate']} stays "
-                f"(valid {metric} {numbers.metric(row['valid'])}). {_full_stop(board['reason'])}")
-    text = (f"{row['candidate']} decides the {subject}: {_amount(row[cost], base[cost], unit)} of the unsearched "
-            f"model, and its valid {metric} is {_compared(row, base, metric)} the unsearched model's")
+        return (f"No {subject} search earned its place: {row['candidate']}, the unsearched model, stays ({told}); "
+                f"{_full_stop(board['reason'])}")
+    against = [f"{_compared(row, base, metric)} against the unsearched model"]
     partner = random_partner(board, row)
     if partner:
-        text += f" and {_compared(row, partner, metric)} that of a random architecture of the same cost"
-    return text + "."
+        against.append(f"{_compared(row, partner, metric)} against a random architecture of the same cost")
+    return (f"{row['candidate']} decides the {subject}, with {numbers.share(row[cost] / base[cost])} of the "
+            f"unsearched model's {unit}; {told}: {', and '.join(against)}.")
 
 
 def _model(evidence: Evidence) -> str:
     return f"Of the models, {_full_stop(evidence.boards['select_model']['reason'])}"
 
 
-def _amount(value: float, base: float, unit: str) -> str:
-    return f"{numbers.share(value / base)} of the {unit}"
-
-
 def _compared(row: Line, other: Line, metric: str) -> str:
-    """``0.0021 above (beyond the seeds' spread)``, in words that are true for either direction."""
+    """``+0.0021 (better, beyond the seeds' spread)``."""
     difference = row["valid"] - other["valid"]
-    spread = math.hypot(row["valid_sd"], other["valid_sd"])
+    if abs(difference) <= math.hypot(row["valid_sd"], other["valid_sd"]):
+        return f"{numbers.difference(difference)} (inside the seeds' spread)"
     better = (difference > 0) == HIGHER_IS_BETTER[metric]
-    side = "above" if difference > 0 else "below"
-    if abs(difference) <= spread:
-        return f"{numbers.metric(abs(difference))} {side}, inside the seeds' spread of,"
-    return f"{numbers.metric(abs(difference))} {side} ({'better' if better else 'worse'} beyond the seeds' spread)"
+    return f"{numbers.difference(difference)} ({'better' if better else 'worse'}, beyond the seeds' spread)"
 
 
 def _full_stop(text: str) -> str:

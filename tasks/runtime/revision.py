@@ -146,7 +146,7 @@ def _snapshot(repository: Path, form: Mapping[str, Any]) -> Iterator[tuple[str, 
             shutil.copy(index_file, index["GIT_INDEX_FILE"])  # keeps Git from hashing unchanged files
         git(repository, "add", "--all", **index)
         raw = yaml.safe_load(git(repository, "show", ":params.yaml", **index))
-        wanted = _pin_files(config.apply_form(raw, form, "params.yaml"))
+        wanted = _pin_files(config.apply_form(raw, dict(form), "params.yaml"))
         if wanted != raw:
             _put(repository, "params.yaml", yaml.safe_dump(wanted, sort_keys=False), index)
         yield git(repository, "write-tree", **index), index

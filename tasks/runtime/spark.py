@@ -75,7 +75,8 @@ def session(name: str, partitions: int = 4) -> Iterator[SparkSession]:
     from pyspark.sql import SparkSession
 
     logging.getLogger("py4j").setLevel(logging.WARNING)
-    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)  # prints what is raised anyway
+    for noisy in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):  # they print what is raised anyway
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     running = SparkSession.getActiveSession()
     if running is None:
         _require_java()

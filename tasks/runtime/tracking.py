@@ -98,6 +98,7 @@ def publish(*, stage: str, key: str | None, params: Params, metrics: Mapping[str
         "summary": {**metrics, **{f"measurement/{k}": v for k, v in measurements.items()}},
         "figures": [figure.id for figure in figures],
         "folder": str(folder.resolve()), "lineage": lineage,
+        "deadline": float(os.environ.get("CTRMODELS_WANDB_DEADLINE", "60")),
     }
     attempt = _publish(payload, mode, _environment(root), title)
     return {**lineage, "wandb": {**run, "mode": attempt.mode if attempt.opened else "failed",
@@ -124,11 +125,10 @@ def revision(root: Path) -> str | None:
 
 def _publish(payload: dict[str, Any], mode: str, environment: dict[str, str], title: str) -> Attempt:
     """Try ``mode``; where the server could not be reached, keep the run on disk; say what happened."""
-    deadline = float(os.environ.get("CTRMODELS_WANDB_DEADLINE", "60"))
-    attempt = _attempt(payload, mode, environment, deadline)
+    attempt = _attempt(payload, mode, environment)
     where = environment["WANDB_DIR"]
     if not attempt.opened and attempt.mode != "offline":
-        first, attempt = attempt, _attempt(payload, "offline", environment, deadline)
+        first, attempt = attempt, _attempt(payload, "offline", environment)
         if attempt.opened:
             log.warning("W&B: %s kept offline in %s, not sent: %s", title, where, first.fault)
             return attempt
@@ -145,7 +145,7 @@ def _publish(payload: dict[str, Any], mode: str, environment: dict[str, str], ti
     return attempt
 
 
-def _attempt(payload: dict[str, Any], mode: str, environment: dict[str, str], deadline: float) -> Attempt:
+def _attempt(payload: dict[str, Any], mode: str, environment: dict[str, str]) -> Attempt:
     """Run the child once. Files instead of pipes: W&B's own service may outlive the child and hold a pipe."""
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as told, \
             tempfile.TemporaryFile("w+") as complaints:
@@ -154,10 +154,10 @@ def _attempt(payload: dict[str, Any], mode: str, environment: dict[str, str], de
         child = subprocess.Popen([sys.executable, "-m", "tasks.runtime.wandb_run", mode], stdin=given,
                                  stdout=told, stderr=complaints, env=environment, start_new_session=True)
         try:
-            status = child.wait(deadline)
+            status = child.wait(payload["deadline"])
             fault = None if status == 0 else f"{_last_line(complaints)} (exit status {status})"
         except subprocess.TimeoutExpired:
-            fault = f"it was stopped after {deadline:g} s"
+            fault = f"it was stopped after {payload['deadline']:g} s"
         finally:
             _kill(child)
         told.seek(0)

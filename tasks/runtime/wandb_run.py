@@ -20,7 +20,7 @@ from tasks.rendering import charts
 from tasks.runtime.figure import Figure
 from tasks.runtime.stage import die_with_parent
 
-INIT_TIMEOUT = 15.0
+INIT_SHARE = 0.25  # of the deadline may be spent on a server that does not answer
 MAX_FILE_BYTES = 4_000_000
 
 
@@ -30,8 +30,8 @@ def main(mode: str, payload: dict[str, Any]) -> None:
         mode = "online" if _logged_in() else "offline"
     _tell(mode="offline" if mode in ("offline", "dryrun") else "online")
     folder = Path(payload["folder"])
-    with wandb.init(mode=mode, resume="allow", config=payload["config"], settings=_settings(),  # type: ignore[arg-type]
-                    **payload["run"]) as run:
+    with wandb.init(mode=mode, resume="allow", config=payload["config"],  # type: ignore[arg-type]
+                    settings=_settings(payload["deadline"]), **payload["run"]) as run:
         _tell(opened=True, url=run.url)
         media: dict[str, Any] = {}
         for name in payload["figures"]:
@@ -50,10 +50,10 @@ def main(mode: str, payload: dict[str, Any]) -> None:
                                        json.loads((folder / "summary.json").read_text())))
 
 
-def _settings() -> wandb.Settings:
+def _settings(deadline: float) -> wandb.Settings:
     """No code, console, host or package list leaves the machine; a server that is silent is given up on."""
     return wandb.Settings(
-        init_timeout=INIT_TIMEOUT, console="off", silent=True, disable_git=True, disable_code=True,
+        init_timeout=INIT_SHARE * deadline, console="off", silent=True, disable_git=True, disable_code=True,
         save_code=False, disable_job_creation=True, x_disable_meta=True, x_disable_stats=True,
         x_disable_machine_info=True, x_save_requirements=False)
 

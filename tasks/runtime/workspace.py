@@ -39,11 +39,13 @@ class Workspace:
     Attributes:
         path: the clone's folder.
         stage: what it is for, ``NAME`` or ``NAME@KEY``.
+        cached: whether :meth:`reproduce` took the outputs from the cache.
     """
 
     def __init__(self, path: Path, repository: Path, stage: str, environment: Mapping[str, str],
                  tell: Callable[[str], None]) -> None:
         self.path, self.repository, self.stage, self.environment = path, repository, stage, environment
+        self.cached = False
         self._tell = tell
         self._process: subprocess.Popen[str] | None = None
         self._remote = False
@@ -57,7 +59,7 @@ class Workspace:
         clone = ("clone", "--quiet", "--shared", "--no-checkout", str(self.repository), str(self.path))
         revision.git(self.repository, *clone)
         revision.git(self.path, "checkout", "--quiet", "--detach", commit)
-        self._remote = _share_cache(self.repository, self.path)
+        self._remote = share_cache(self.repository, self.path)
         lock = self.path / "dvc.lock"
         entries = yaml.safe_load(lock.read_text())["stages"] if lock.exists() else {}
         earlier = revision.merge(locks)
@@ -73,6 +75,7 @@ class Workspace:
             StageRefused: it exited with status 2, after one line that names fault and remedy.
             StageFailed: it ended in any other way.
         """
+        self.cached = True
         self._dvc("repro", "--single-item", self.stage)
         if self._remote:
             self._dvc("push", self.stage)
@@ -106,10 +109,12 @@ class Workspace:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
         last: deque[str] = deque(maxlen=50)
         try:
-            assert self._process.stdout is not None  # noqa: S101 - for the type checker
+            assert self._process.stdout is not None
             for line in self._process.stdout:
                 last.append(line.rstrip())
                 self._tell(last[-1])
+                if line.startswith("Running stage"):
+                    self.cached = False
             status = self._process.wait()
         finally:
             self.stop()
@@ -174,29 +179,25 @@ def _inputs(dvc_yaml: Path, stage: str, earlier: Mapping[str, Any]) -> list[str]
                    if dep.is_relative_to(out) or out.is_relative_to(dep)})
 
 
-def _share_cache(repository: Path, clone: Path) -> bool:
+def share_cache(repository: Path, clone: Path) -> bool:
     """Point the clone's DVC to the cache and remotes of ``repository``; whether a default remote is set.
 
     Large inputs are linked, not copied; DVC makes linked files read-only.
     """
     folder = repository / ".dvc"
-    known, local = ConfigParser(interpolation=None), ConfigParser(interpolation=None)
-    known.read([folder / "config", folder / "config.local"])
-    local.read(folder / "config.local")
-    links = known.get("cache", "type", fallback="reflink,hardlink,copy")
-    local["cache"] = {**(local["cache"] if local.has_section("cache") else {}), "type": links,
-                      "dir": str((folder / known.get("cache", "dir", fallback="cache")).resolve())}
-    for section in known.sections():
-        url = known.get(section, "url", fallback=None)
-        if section.startswith("'remote ") and url and "://" not in url:
-            if not local.has_section(section):
-                local.add_section(section)
-            local[section]["url"] = str((folder / url).resolve())
+    settings = ConfigParser(interpolation=None)
+    settings.read_dict({"core": {}, "cache": {"dir": "cache", "type": "reflink,hardlink,copy"}})
+    settings.read([folder / "config", folder / "config.local"])
+    settings["core"]["autostage"] = "true"  # or DVC advises after every stage to add dvc.lock
+    settings["cache"]["dir"] = str((folder / settings["cache"]["dir"]).resolve())
+    for section in settings.values():
+        if section.name.startswith("'remote ") and "://" not in section.get("url", "://"):
+            section["url"] = str((folder / section["url"]).resolve())
     target = clone / ".dvc" / "config.local"
     target.touch(mode=0o600)  # it may hold credentials
     with target.open("w") as stream:
-        local.write(stream)
-    return known.has_option("core", "remote")
+        settings.write(stream)
+    return "remote" in settings["core"]
 
 
 def _failure(stage: str, command: str, status: int, lines: list[str]) -> StageFailed | StageRefused:

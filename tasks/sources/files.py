@@ -6,7 +6,7 @@ at once. A path with a scheme (``s3a://…``, ``hdfs://…``) goes to Spark as i
 
 from __future__ import annotations
 
-import glob
+import codecs
 import hashlib
 import lzma
 import os
@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ctrmodels.data import ROLES
 from ctrmodels.errors import InputError
 from tasks.config import Data, Files, Join
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 ROOT = "CTRMODELS_DATA"
 RESERVED = ("_row", "_role", "_day", "_time", "_group", "_position")
 PARTITION = "day="
+ENCODINGS = {"utf-8": "utf-8", "ascii": "us-ascii", "iso8859-1": "iso-8859-1", "utf-16": "utf-16",
+             "utf-16-le": "utf-16le", "utf-16-be": "utf-16be"}  # Python's names and Spark's
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ def _by_role(files: Files) -> list[tuple[str | None, str]]:
         return [(None, files.path)]
     if not files.path:
         raise InputError("params.yaml", "data.files.path", {}, "names no file", "give a path, or a path per role")
-    pairs = []
-    for role in sorted(files.path):
+    pairs: list[tuple[str | None, str]] = []
+    for role in sorted(files.path, key=ROLES.index):
         paths = files.path[role]
         pairs += [(role, path) for path in ([paths] if isinstance(paths, str) else paths)]
     return pairs
@@ -143,7 +146,8 @@ def _list(path: str, key: str) -> list[str]:
             raise InputError("environment", ROOT, None, f"not set, and {key} = {path!r} is relative to it",
                              f"set {ROOT} to the folder of your logs, or give an absolute path")
         path = str(Path(root) / path)
-    matches = [Path(p) for p in sorted(glob.glob(path, recursive=True))] or [Path(path)]
+    anchor = Path(path).anchor
+    matches = sorted(Path(anchor).glob(path.removeprefix(anchor))) or [Path(path)]
     found = [file for match in matches for file in ([match] if match.is_file() else sorted(match.rglob("*")))
              if file.is_file() and not any(_hidden(p) for p in file.relative_to(match).parts)]
     if not found:
@@ -219,11 +223,19 @@ def _options(files: Files | Join, paths: Sequence[str]) -> dict[str, Any]:
     if partition is not None:
         options["basePath"] = partition[:partition.index(f"/{PARTITION}")]
     if files.format == "csv":
-        options |= {"sep": files.delimiter, "header": files.header is True, "encoding": files.encoding,
+        options |= {"sep": files.delimiter, "header": files.header is True, "encoding": _encoding(files.encoding),
                     "quote": files.quote, "escape": files.quote, "mode": "FAILFAST", "enforceSchema": False}
         if isinstance(files, Files) and files.null_value is not None:
             options["nullValue"] = files.null_value
     return options
+
+
+def _encoding(name: str) -> str:
+    try:
+        return ENCODINGS[codecs.lookup(name).name]
+    except LookupError as error:
+        raise InputError("params.yaml", "encoding", name, "not an encoding that Spark reads",
+                         f"use one of {', '.join(ENCODINGS)}") from error
 
 
 def _is_header(columns: Sequence[str]) -> Column:
@@ -312,5 +324,5 @@ def _join(spark: SparkSession, frame: DataFrame, join: Join, scratch: Path, wher
         twice = known.groupBy(quoted(join.key)).agg(F.count("*").alias("_rows")).where("_rows > 1").limit(1).collect()
     if twice:
         raise InputError(join.path, join.key, twice[0][0], "more than one row with this key", "leave one row per key")
-    side = side.withColumn("_key", F.col(quoted(join.key)).cast("string")).drop(quoted(join.key))
+    side = side.withColumn("_key", F.col(quoted(join.key)).cast("string")).drop(join.key)
     return frame.withColumn("_key", F.col(quoted(join.key)).cast("string")).join(side, "_key", "left").drop("_key")

@@ -1,0 +1,35 @@
+# `make run` and `make test` do everything, set-up included.
+PYTHON ?= python3.11
+PORT ?= 8080
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export AIRFLOW__API__PORT ?= $(PORT)
+
+.DEFAULT_GOAL := help
+.PHONY: help run ui stage test test-slow lint setup setup-test
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "make %-12s%s\n", name, $$0}'
+
+run: setup  ## run the chain through Airflow on params.yaml, then print what came out
+	@python -m tasks.runtime.run run
+
+ui: setup  ## Airflow on http://127.0.0.1:8080 (PORT=8080); Ctrl-C stops it
+	@python -m tasks.runtime.run ui
+
+stage: setup  ## one stage, with what it needs: make stage NAME=search_embedding KEY=autodim
+	@dvc repro $(NAME)$(if $(KEY),@$(KEY))
+
+test: setup-test  ## the default tests
+	@python -m pytest
+
+test-slow: setup-test  ## the calibrated and long tests
+	@python -m pytest -m slow
+
+lint: setup-test  ## ruff and mypy
+	@ruff check . && mypy
+
+setup:
+	@$(PYTHON) tools/setup.py
+
+setup-test:
+	@$(PYTHON) tools/setup.py test

@@ -1,0 +1,121 @@
+"""The rows of a window with everything that fusing their scores, and judging the outcome, asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctrmodels.data.schema import Objective
+from ctrmodels.fusion.evaluator import Evaluator, Metric, Resampled
+from ctrmodels.fusion.functions import FUNCTIONS
+from ctrmodels.fusion.normalisers import Normaliser, Quantile
+from ctrmodels.fusion.spec import FusedScore, FusionSpec
+from ctrmodels.fusion.tuner import Point
+from ctrmodels.metrics import Interval
+
+
+def score_name(objective: Objective) -> str:
+    """The score that is fused for an objective: its own on all rows, not the one given its parent."""
+    return f"{objective.name}@all"
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """N rows of a model's predictions for M objectives.
+
+    Attributes:
+        objectives: the objectives.
+        scores: [N, M] raw scores on all rows.
+        labels: [N, M] joint labels, NaN where unknown.
+        groups: [N] list of each row.
+    """
+
+    objectives: tuple[Objective, ...]
+    scores: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+
+    def take(self, rows: np.ndarray) -> ScoreTable:
+        """The rows that the mask ``rows`` [N] selects."""
+        return ScoreTable(self.objectives, self.scores[rows], self.labels[rows], self.groups[rows])
+
+    def sample(self, lists: int, seed: int) -> ScoreTable:
+        """The rows of at most ``lists`` lists, drawn at random."""
+        found = np.unique(self.groups)
+        if len(found) <= lists:
+            return self
+        return self.take(np.isin(self.groups, np.random.default_rng(seed).choice(found, lists, replace=False)))
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Raw scores by name."""
+        return {score_name(o): self.scores[:, i] for i, o in enumerate(self.objectives)}
+
+    @property
+    def lists(self) -> int:
+        """Number of lists."""
+        return len(np.unique(self.groups))
+
+    def known(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and labels of objective ``index`` where its label is known."""
+        known = ~np.isnan(self.labels[:, index])
+        return self.scores[known, index], self.labels[known, index]
+
+    def positives(self, index: int) -> str:
+        """How many rows of objective ``index`` are positive, in words."""
+        labels = self.known(index)[1]
+        return f"{(labels > 0).sum()} of {len(labels)} rows positive"
+
+    def fit(self, index: int, calibration: type[Normaliser]) -> FusedScore:
+        """Objective ``index``'s normalised score: ``calibration`` of a probability, the quantile of an amount.
+
+        Raises:
+            ValueError: a binary objective has one class only, or a predicted amount is constant.
+        """
+        objective = self.objectives[index]
+        kind = Quantile if objective.kind == "regression" else calibration
+        normaliser = kind.fit(*self.known(index))
+        return FusedScore(score_name(objective), normaliser, float(normaliser(self.scores[:, index]).mean()))
+
+
+class Judge:
+    """Judges fused orders of one table by one or more metrics, with intervals from resampled lists.
+
+    Args:
+        table: the rows.
+        spec: whose normalisers are applied; its weights are not used.
+        metrics: ``ndcg`` or ``gauc``; the first is the one that is tuned.
+        k: cut-off of NDCG.
+    """
+
+    def __init__(self, table: ScoreTable, spec: FusionSpec, metrics: Sequence[Metric], k: int) -> None:
+        self.table = table
+        self.normalised = spec.normalise(table.columns)
+        self.evaluators = [Evaluator(table.labels, table.groups, table.objectives, m, k) for m in metrics]
+        self._resampled = [Resampled(e) for e in self.evaluators]
+
+    @property
+    def tuned(self) -> Evaluator:
+        """The metric that is tuned."""
+        return self.evaluators[0]
+
+    def errors(self, point: Point) -> list[Interval]:
+        """The tuned metric of each objective under a point's order."""
+        return self._resampled[0].intervals(self._fuse(point))
+
+    def intervals(self, point: Point) -> dict[str, Interval]:
+        """All metrics under a point's order, by ``METRIC.OBJECTIVE``."""
+        return self._named([r.intervals(self._fuse(point)) for r in self._resampled])
+
+    def gains(self, point: Point, baseline: Point) -> dict[str, Interval]:
+        """What a point's order gains over another's, by ``METRIC.OBJECTIVE``."""
+        return self._named([r.gains(self._fuse(point), self._fuse(baseline)) for r in self._resampled])
+
+    def _fuse(self, point: Point) -> np.ndarray:
+        return FUNCTIONS[point.function]().score(self.normalised, point.weights)
+
+    def _named(self, found: Sequence[Sequence[Interval]]) -> dict[str, Interval]:
+        return {f"{e.name}.{o.name}": value for e, values in zip(self.evaluators, found, strict=True)
+                for o, value in zip(self.table.objectives, values, strict=True)}

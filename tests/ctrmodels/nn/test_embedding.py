@@ -1,0 +1,108 @@
+"""Every allocation gives the embeddings that its description promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask
+from ctrmodels.data import Batch, Field, Objective, Schema
+from ctrmodels.nn.embedding import PerFieldEmbedding, UniformEmbedding, pool
+from ctrmodels.nn.encoder import FeatureEncoder, WideHead, build_embedding
+
+SCHEMA = Schema(
+    fields=(Field("user", "categorical", 5, "user"), Field("item", "categorical", 7, "item"),
+            Field("age", "numeric", 4, "user"), Field("tags", "sequence", 3, "item", None, 3),
+            Field("recent", "sequence", 7, "user", "item", 4)),
+    objectives=(Objective("click"),), rows={"train": 2}, vocab_hash="v", roles_hash="r")
+BATCH = Batch(
+    ids=torch.tensor([[0, 1, 2], [4, 6, 3]], dtype=torch.int32), numeric=torch.tensor([[0.5], [-1.0]]),
+    sequences={"tags": torch.tensor([[0, 2, -1], [-1, -1, -1]], dtype=torch.int32),
+               "recent": torch.tensor([[1, 1, 3, -1], [6, -1, -1, -1]], dtype=torch.int32)},
+    labels=torch.tensor([[1.0], [0.0]]), position=torch.zeros(2, dtype=torch.int32))
+DIM = 4
+
+
+def spec(alloc) -> ArchSpec:
+    return ArchSpec.of(SCHEMA, "test", DIM, alloc=alloc, interactions=ArchSpec.dense(SCHEMA, DIM).interactions)
+
+
+def test_id_spaces_lie_end_to_end_and_a_history_shares_its_items_rows():
+    assert SCHEMA.offsets == {"user": 0, "item": 5, "age": 12, "tags": 16, "recent": 5}
+    embedding = UniformEmbedding(SCHEMA, DIM)
+    out = embedding(BATCH)
+    assert out.shape == (2, 5, DIM)
+    assert torch.equal(out[1, 0], embedding.table[4])
+    assert torch.equal(out[0, 1], embedding.table[5 + 1])
+    assert torch.allclose(out[0, 4], (2 * embedding.table[5 + 1] + embedding.table[5 + 3]) / 3)
+    assert torch.allclose(out[0, 3], (embedding.table[16] + embedding.table[18]) / 2)
+
+
+def test_an_empty_sequence_is_zero_and_padding_counts_for_nothing():
+    rows = torch.randn(2, 3, DIM)
+    assert torch.equal(pool(rows, torch.tensor([[-1, -1, -1], [0, -1, -1]]))[0], torch.zeros(DIM))
+    assert torch.equal(pool(rows, torch.tensor([[-1, -1, -1], [0, -1, -1]]))[1], rows[1, 0])
+
+
+def test_per_field_widths_use_their_own_tables_and_projections():
+    embedding = PerFieldEmbedding(SCHEMA, (2, 4, 0, 2), DIM)
+    out = embedding(BATCH)
+    user = embedding.tables["2"][0] @ embedding.projections["user"]
+    assert torch.allclose(out[0, 0], user)
+    assert torch.equal(out[0, 1], embedding.tables["4"][1])  # full width: no projection
+    assert torch.equal(out[:, 2], torch.zeros(2, DIM))  # width 0: dropped
+    assert torch.allclose(out[0, 3], ((embedding.tables["2"][5] + embedding.tables["2"][7]) / 2)
+                          @ embedding.projections["tags"])
+    assert torch.allclose(out[1, 4], embedding.tables["4"][6])
+    assert embedding.stored_values() == 2 * (5 + 3) + 4 * 7 + 2 * (2 * DIM)
+
+
+def test_equal_per_field_widths_are_the_uniform_embedding():
+    torch.manual_seed(0)
+    uniform = UniformEmbedding(SCHEMA, DIM)
+    per_field = PerFieldEmbedding(SCHEMA, (DIM,) * 4, DIM)
+    per_field.tables[str(DIM)].data.copy_(uniform.table.data)
+    assert torch.equal(uniform(BATCH), per_field(BATCH))
+
+
+def test_masked_values_are_zero_get_no_gradient_and_are_not_stored():
+    mask = np.random.default_rng(0).random((SCHEMA.total_vocab, DIM)) < 0.5
+    init = np.ones(mask.shape, np.float32)
+    embedding = build_embedding(SCHEMA, spec(ValueMask(mask, init)))
+    embedding(BATCH).sum().backward()
+    assert torch.equal(embedding.table.detach(), torch.from_numpy(mask.astype(np.float32)))
+    assert torch.all(embedding.table.grad[~torch.from_numpy(mask)] == 0)
+    assert embedding.stored_values() == mask.sum()
+    assert embedding.overhead_bytes() == -(-mask.size // 8)
+
+
+def test_a_mask_of_another_log_is_refused():
+    with pytest.raises(ValueError, match="rows"):
+        build_embedding(SCHEMA, spec(ValueMask(np.ones((3, DIM), bool))))
+
+
+def test_pairs_are_the_inner_products_of_the_specs_fields():
+    encoder = FeatureEncoder(SCHEMA, spec(Uniform(DIM)))
+    encoded = encoder(BATCH)
+    assert encoded.flat.shape == (2, encoder.width) == (2, 5 * DIM + 1)
+    for m, interaction in enumerate(spec(Uniform(DIM)).interactions):
+        i, j = interaction.fields
+        assert torch.allclose(encoded.pairs[:, m], (encoded.fields[:, i] * encoded.fields[:, j]).sum(1))
+
+
+def test_the_penalty_is_the_squared_norm_per_row():
+    encoded = FeatureEncoder(SCHEMA, spec(Uniform(DIM)), l2=0.5)(BATCH)
+    assert encoded.penalty.item() == pytest.approx(0.5 * encoded.fields.square().sum().item() / 2)
+
+
+def test_without_interactions_the_wide_head_is_first_order():
+    bare = ArchSpec.of(SCHEMA, "test", DIM, alloc=Uniform(DIM), interactions=())
+    encoder, head = FeatureEncoder(SCHEMA, bare), WideHead(SCHEMA, bare, 2)
+    encoded = encoder(BATCH)
+    assert encoded.pairs.shape == (2, 0)
+    torch.nn.init.normal_(head.weights)
+    assert torch.equal(head(BATCH, encoded), head.first_order(BATCH))
+    expected = head.bias + head.weights[[0, 6, 14]].sum(0) + head.weights[[16, 18]].mean(0) \
+        + head.weights[[6, 6, 8]].mean(0)
+    assert torch.allclose(head.first_order(BATCH)[0], expected)

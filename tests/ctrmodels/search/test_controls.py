@@ -1,0 +1,50 @@
+"""The random control costs what the searched architecture costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask, all_pairs
+from ctrmodels.data.planted import planted_widths
+from ctrmodels.search import Host, random_control
+
+SCHEMA = planted_widths(0, rows=1000).schema
+HOST = Host("click", dim=16)
+
+
+def cost(spec: ArchSpec) -> int:
+    return HOST.build(SCHEMA, HOST.complete(spec, SCHEMA)).cost().parameters_embedding
+
+
+def test_random_widths_cost_the_same_within_two_percent_and_differ():
+    spec = ArchSpec.of(SCHEMA, "x", 16, alloc=PerField((16, 16, 2, 2, 8, 2, 2, 2)), config={"candidates": (2, 8, 16)})
+    draws = [random_control(spec, SCHEMA, seed) for seed in range(5)]
+    for draw in draws:
+        assert draw.alloc.dims != spec.alloc.dims
+        assert cost(draw) == pytest.approx(cost(spec), rel=0.02)
+    assert len({d.alloc.dims for d in draws}) > 1
+
+
+def test_a_random_mask_keeps_as_many_values_and_the_same_initial_ones():
+    rng = np.random.default_rng(0)
+    init = rng.random((SCHEMA.total_vocab, 16)).astype(np.float32)
+    spec = ArchSpec.of(SCHEMA, "x", 16, alloc=ValueMask(init < 0.2, init))
+    draw = random_control(spec, SCHEMA, 1)
+    assert draw.alloc.mask.sum() == spec.alloc.mask.sum()
+    assert not np.array_equal(draw.alloc.mask, spec.alloc.mask)
+    assert draw.alloc.init is spec.alloc.init
+
+
+def test_random_pairs_are_as_many_and_distinct():
+    spec = ArchSpec.of(SCHEMA, "x", 16, interactions=all_pairs(SCHEMA)[:7])
+    draw = random_control(spec, SCHEMA, 1)
+    assert len({i.fields for i in draw.interactions}) == 7
+    assert draw.interactions != spec.interactions
+
+
+def test_equal_seeds_draw_the_same_and_a_uniform_width_has_no_control():
+    spec = ArchSpec.of(SCHEMA, "x", 16, interactions=all_pairs(SCHEMA)[:7])
+    assert random_control(spec, SCHEMA, 3).id == random_control(spec, SCHEMA, 3).id
+    with pytest.raises(ValueError):
+        random_control(ArchSpec.of(SCHEMA, "x", 16, alloc=Uniform(16)), SCHEMA, 0)

@@ -1,0 +1,93 @@
+"""A search as trials: complete, resumable, reproducible, and blind to test."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data import Dataset
+from ctrmodels.data.planted import planted_pairs
+from ctrmodels.errors import RoleError
+from ctrmodels.search import AllPairs, AutoFIS, Host
+from ctrmodels.search import run as module
+from ctrmodels.search.run import run_search
+from ctrmodels.training import TrainConfig
+
+HOST = Host("click", dim=4, hidden=(), gate_init=0.6, train=TrainConfig(epochs=2, batch_size=500, learning_rate=5e-3))
+SEARCH = AutoFIS(epochs=1, target_threshold=0.5)
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log") / "encode"
+    planted_pairs(0, rows=3000).save(folder)
+    return folder
+
+
+def run(encoded, folder, method=SEARCH, seeds=(0, 1), workers=1):
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    return run_search(method, encoded, HOST, seeds, folder / "scratch", folder / "out", workers)[0]
+
+
+def outputs(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted((folder / "out").rglob("*")) if p.is_file()}
+
+
+def test_every_level_stands_beside_its_random_control(encoded, tmp_path):
+    found, random = run(encoded, tmp_path)
+    assert (found.kind, random.kind) == ("searched", "random")
+    assert found.seeds == random.seeds == (0, 1)
+    assert len(found.valid["auc"]) == 2
+    spec = ArchSpec.load(tmp_path / "out" / found.spec)
+    assert spec.cost in found.costs
+    assert spec.result["valid.auc"] == max(found.valid["auc"])
+
+
+def test_a_control_has_no_random_control(encoded, tmp_path):
+    (control,) = run(encoded, tmp_path, AllPairs())
+    assert control.kind == "control"
+
+
+def test_one_process_and_two_give_the_same_bytes(encoded, tmp_path):
+    run(encoded, tmp_path / "one", workers=1)
+    run(encoded, tmp_path / "two", workers=2)
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
+
+
+def test_an_interrupted_search_goes_on_where_it_stopped(encoded, tmp_path, monkeypatch):
+    run(encoded, tmp_path / "whole")
+    original, calls = module.retrain_trial, []
+
+    def dies_on_the_second(**arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(**arguments)
+
+    monkeypatch.setattr(module, "retrain_trial", dies_on_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(encoded, tmp_path / "broken")
+    trace = tmp_path / "broken/scratch/trace.jsonl"
+    trace.write_text(trace.read_text() + '{"trial": "retr')  # a line cut off by the kill
+    calls.clear()
+    monkeypatch.setattr(module, "retrain_trial", lambda **a: calls.append(a) or original(**a))
+    monkeypatch.setattr(module, "search_trial", None)  # searching again would fail
+    run(encoded, tmp_path / "broken")
+    assert len(calls) == 3  # four retrainings in all, one was done
+    assert outputs(tmp_path / "whole") == outputs(tmp_path / "broken")
+
+
+def test_a_search_cannot_read_test(encoded):
+    with pytest.raises(RoleError, match="test"):
+        Dataset(encoded, module.ROLES).role("test")
+
+
+def test_the_trace_holds_every_trial_and_no_time(encoded, tmp_path):
+    run(encoded, tmp_path)
+    trials = [json.loads(line) for line in (tmp_path / "out/trace.jsonl").read_text().splitlines()]
+    assert {t["trial"] for t in trials} == {
+        "search/0", "search/1", "retrain/autofis/found/0", "retrain/autofis/found/1",
+        "retrain/autofis/random/0", "retrain/autofis/random/1"}
+    assert not any("seconds" in t for t in trials)

@@ -1,0 +1,85 @@
+"""The loop learns, stops by valid, keeps the best weights and reproduces itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ctrmodels import metrics
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data.planted import planted_pairs
+from ctrmodels.training import TrainConfig, fit, predict, run_trials, seed_everything
+from ctrmodels.zoo import DeepFM
+
+LOG = planted_pairs(0, rows=6000)
+TRAIN, VALID = LOG.roles["train"], LOG.roles["valid"]
+CONFIG = TrainConfig(epochs=3, patience=2, batch_size=500, learning_rate=5e-3)
+
+
+def auc(scores, rows):
+    return metrics.auc(rows.labels[:, 0], scores["click@all"])
+
+
+def train(config=CONFIG, metric=auc):
+    seed_everything(config.seed)
+    model = DeepFM(LOG.schema, ArchSpec.dense(LOG.schema, 4), "click", hidden=(8,), gate_init=0.6)
+    return model, fit(model, TRAIN, VALID, config, metric)
+
+
+def test_training_learns():
+    model, result = train(replace(CONFIG, epochs=8))
+    assert result.best_metric > 0.65
+    assert auc(predict(model, VALID), VALID) == result.best_metric
+
+
+def test_equal_seeds_give_equal_weights_and_other_seeds_do_not():
+    first, again, other = train()[0], train()[0], train(replace(CONFIG, seed=1))[0]
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    assert not torch.equal(first.wide.weights, other.wide.weights)
+
+
+def test_it_stops_by_patience_and_keeps_the_best_epoch():
+    script = iter([0.5, 0.9, 0.8, 0.7, 1.0])
+    states = []
+
+    def metric(scores, rows):
+        states.append(scores["click@all"].copy())
+        return next(script)
+
+    model, result = train(replace(CONFIG, epochs=10), metric)
+    assert [e["metric"] for e in result.history] == [0.5, 0.9, 0.8, 0.7]
+    assert result.best_epoch == 1
+    assert np.array_equal(predict(model, VALID)["click@all"], states[1])
+
+
+def test_predictions_do_not_depend_on_the_batch_size():
+    model, _ = train()
+    assert np.allclose(predict(model, VALID, 64)["click@all"], predict(model, VALID, 10_000)["click@all"], atol=1e-6)
+
+
+def test_a_diverged_loss_names_the_setting_to_lower():
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        train(replace(CONFIG, learning_rate=float("inf")))
+
+
+def test_rows_without_a_label_teach_nothing():
+    batch = TRAIN.take(slice(0, 100))
+    half = TRAIN.take(slice(0, 50))
+    batch.labels[50:] = float("nan")
+    seed_everything(0)
+    bare = ArchSpec.of(LOG.schema, "x", 4, alloc=ArchSpec.dense(LOG.schema, 4).alloc, interactions=())
+    model = DeepFM(LOG.schema, bare, "click", hidden=(8,))
+    assert model.loss(batch).item() == pytest.approx(model.loss(half).item(), rel=1e-6)
+
+
+def _square(x: int) -> int:
+    return x * x
+
+
+def test_trials_return_in_order_whatever_ends_first():
+    arguments = [{"x": x} for x in range(5)]
+    assert run_trials(_square, arguments, workers=1) == run_trials(_square, arguments, workers=2) == [0, 1, 4, 9, 16]
