@@ -296,19 +296,21 @@ class Validate(Section):
 
     Attributes:
         keys: columns that together identify a row; empty = no duplicate check.
-        max_null_rate: critical above it, per field; ``null_rates`` overrides it by field.
-        positive_rate: critical outside ``[low, high]``, per binary objective.
+        max_null_rate: critical above it, per categorical and numeric field.
+        null_rates: the same for the fields named here; of a sequence it limits the share of empty ones.
+        positive_rate: critical outside ``[low, high]``, per binary objective in its sample space.
         max_unseen_rate: warning above it: share of a role's values that ``train`` does not have.
-        psi: population stability index against the reference day: [warning, critical].
-        reference_day: day to compare with; ``null`` = the first day of the log.
+        psi: ``[warning, critical]`` limits of the population stability index against the reference day;
+            ``null`` as the second = drift never stops a run, right for a log that is described for the first time.
+        reference_day: day to compare with; ``null`` = the first day of 1000 rows or more.
     """
 
     keys: tuple[str, ...] = ()
-    max_null_rate: Annotated[float, Field(ge=0, le=1)] = 0.5
+    max_null_rate: Annotated[float, Field(ge=0, le=1)] = 0.9
     null_rates: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     positive_rate: tuple[float, float] = (0.0001, 0.99)
     max_unseen_rate: Annotated[float, Field(ge=0, le=1)] = 0.5
-    psi: tuple[float, float] = (0.1, 0.25)
+    psi: tuple[float, float | None] = (0.25, None)
     reference_day: str | None = None
 
 

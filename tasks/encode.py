@@ -43,7 +43,6 @@ def run(stage: Stage) -> None:
     """Encode the ingested log."""
     data = stage.params.data
     ingested, counted = stage.input("ingest"), stage.input("frequency")
-    stage.input("validate")
     work = stage.scratch / "encode"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -55,7 +54,9 @@ def run(stage: Stage) -> None:
         schema = _schema(data, vocabularies, numbers, rows)
         with stage.timed("rows"):
             log = session.read.parquet(counts.uri(ingested / "log"))
-            spark.write_parquet(_encode(log, RecordEncoder(schema, vocabularies, numbers)), work / "encoded")
+            joined = frozenset(n for n, v in vocabularies.items() if v.size > vocabulary.LOOKUP_VALUES)
+            encoder = RecordEncoder(schema, vocabularies, numbers, joined)
+            spark.write_parquet(_encode(log, encoder), work / "encoded")
             # From a file, since Spark looks at what it sorts twice: once to find the partitions' bounds.
             encoded = session.read.parquet(counts.uri(work / "encoded"))
             keys = ("_role", "_time", "_row")
@@ -129,8 +130,9 @@ def _encode(log: DataFrame, encoder: RecordEncoder) -> DataFrame:
     group = F.when(F.isnull("_group"), 0).otherwise(F.xxhash64("_group")).alias("_group")
     frame = log.select(*columns, "_role", "_time", "_row", "_position", group)
     for f in schema.fields:
-        source = encoder.vocabularies.get(f.of or f.name)
-        if source is not None and not records.looked_up(source):
+        owner = f.of or f.name
+        if owner in encoder.joined:
+            source = encoder.vocabularies[owner]
             frame = (vocabulary.join_steps(frame, f.name, source) if f.kind == "sequence"
                      else vocabulary.join_values(frame, source))
     return frame.mapInArrow(encoder, records.SPARK_SCHEMA)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +57,8 @@ def run(stage: Stage) -> None:
     best = max(results, key=lambda r: (mean_over_objectives(schema, r["metrics"], "auc"), -r["seed"]))
 
     save_description(stage.out, model_name, schema, spec, config)
-    (stage.out / "weights").mkdir()
-    for r in results:
-        weights = stage.scratch / f"seed={r['seed']}" / WEIGHTS
-        (stage.out / "weights" / f"seed={r['seed']}.safetensors").write_bytes(weights.read_bytes())
-    load_weights(stage.scratch / f"seed={best['seed']}" / WEIGHTS, model)
-    save_weights(stage.out / WEIGHTS, model)
+    keep_weights(stage, [r["seed"] for r in results], best["seed"])
+    load_weights(stage.out / WEIGHTS, model)
     model.to(resolve_device(stage.params.training.device))
     with stage.timed("prediction"):  # on one thread like the trials, so that no bit depends on the cores
         (valid, gates), = run_trials(score, [{"model": model, "encoded": encoded,
@@ -124,17 +122,24 @@ def check_labels(dataset: Dataset) -> None:
     Raises:
         InputError: a binary objective has one class only, on the rows it is learned from or on ``valid``.
     """
+    schema = dataset.schema
     for roles in (LEARNS_FROM, ("valid",)):
-        rows, schema = dataset.role(*roles), dataset.schema
-        for o in schema.objectives:
-            if o.kind == "binary":
-                mask = space_mask(schema, rows.labels, o.name, ALL)
-                label = rows.labels[mask, schema.objective_index(o.name)]
-                known, positives = len(label), int(label.sum())
-                if positives in (0, known):
-                    raise InputError(dataset.folder, o.name, f"{positives} positives of {known} rows",
-                                     f"one class only on {' + '.join(roles)}",
-                                     "widen data.split or mend the objective's `label:`")
+        labels = np.concatenate([dataset.role(r).labels for r in roles])
+        for o in (o for o in schema.objectives if o.kind == "binary"):
+            label = labels[space_mask(schema, labels, o.name, ALL), schema.objective_index(o.name)]
+            positives = int(label.sum())
+            if positives in (0, len(label)):
+                raise InputError(dataset.folder, o.name, f"{positives} positives of {len(label)} rows",
+                                 f"one class only on {' + '.join(roles)}",
+                                 "widen data.split or mend the objective's `label:`")
+
+
+def keep_weights(stage: Stage, seeds: Sequence[int], best: int) -> None:
+    """Copy every seed's weights, and the best one's under the model's own name."""
+    (stage.out / "weights").mkdir()
+    for seed in seeds:
+        shutil.copyfile(stage.scratch / f"seed={seed}" / WEIGHTS, stage.out / "weights" / f"seed={seed}.safetensors")
+    shutil.copyfile(stage.scratch / f"seed={best}" / WEIGHTS, stage.out / WEIGHTS)
 
 
 def score(model: MultiObjectiveModel, encoded: Path, out: Path) -> tuple[Predictions, GateReport | None]:

@@ -201,7 +201,7 @@ def draw(stage: Stage, tuned: Tuned, spec: FusionSpec, report: Judge,
     metric, x = report.tuned.name, tuned.rule.primary
     for y in range(len(tuned.objectives)):
         if y != x:
-            stage.figure(figures.front(tuned.points, tuned.front, tuned.chosen, metric, tuned.objectives, x, y))
+            stage.figure(figures.front(tuned, metric, y))
     stage.figure(figures.weights(tuned.best_by_function, tuned.objectives))
     for window, orders in values.items():
         stage.figure(figures.objectives_by_order(orders, metric, tuned.objectives, window))

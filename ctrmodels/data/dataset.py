@@ -65,15 +65,21 @@ class Rows:
         """Map the columns of one role's folder.
 
         Raises:
-            InputError: a column is absent, truncated or not an array.
+            InputError: a column is absent, truncated, not an array, or has another number of rows than the ids.
         """
+        lengths: dict[str, int] = {}
+
         def column(name: str) -> np.ndarray:
             path = folder / f"{name}.npy"
             try:
-                return np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
                 raise InputError(path, name, type(error).__name__, "not a readable column",
                                  "run the stage `encode` again") from error
+            if lengths.setdefault("ids", len(array)) != len(array):
+                raise InputError(path, name, len(array), f"the ids have {lengths['ids']} rows",
+                                 "run the stage `encode` again")
+            return array
 
         return cls(schema, column("ids"), column("numeric"),
                    {f.name: column(f"sequence.{f.name}") for f in schema.sequence_fields},

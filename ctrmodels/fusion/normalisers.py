@@ -69,7 +69,9 @@ class Platt(Normaliser):
 
         found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B",
                          bounds=[(cls.SMALLEST_SLOPE, None), (None, None)], options={"gtol": 1e-9, "ftol": 1e-14})
-        return cls(float(found.x[0]), float(found.x[1]))
+        # Eight digits: beyond them stands the optimiser's noise, which differs from machine to machine.
+        slope, intercept = (float(f"{v:.8g}") for v in found.x)
+        return cls(slope, intercept)
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Calibrated probabilities."""

@@ -182,11 +182,15 @@ def _starts(k: int, primary: int) -> Iterator[np.ndarray]:
 
 def _refine(attempt: Callable[[np.ndarray, str], Point], goal: Goal, start: Point, trials: int) -> None:
     """COBYLA from ``start``: linear models of the primary metric and of the distances to the floors."""
-    centre = np.log(np.delete(start.weights, goal.primary))
+    def inside(logs: np.ndarray) -> np.ndarray:  # COBYLA keeps to bounds only nearly, and weights are rounded
+        return np.clip(logs, -LOG_WEIGHT_BOUND, LOG_WEIGHT_BOUND)
+
+    centre = inside(np.log(np.delete(start.weights, goal.primary)))
     scale = max(abs(start.metrics[goal.primary]), np.finfo(float).tiny)
     seen = {centre.tobytes(): start.metrics}
 
     def metrics(logs: np.ndarray) -> tuple[float, ...]:
+        logs = inside(logs)
         if logs.tobytes() not in seen:  # objective and constraints are asked for one by one
             seen[logs.tobytes()] = attempt(logs, "local").metrics
         return seen[logs.tobytes()]

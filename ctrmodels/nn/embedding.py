@@ -18,18 +18,18 @@ from ctrmodels.data.schema import Schema
 INIT_SD = 0.01
 
 
-def pool(rows: Tensor, steps: Tensor) -> Tensor:
-    """Mean of the steps that are there.
+def pool(index: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+    """Mean of the rows of each bag; zero for an empty bag.
 
     Args:
-        rows: [B, L, W] step embeddings.
-        steps: [B, L] ids, negative = padding.
+        index: [n] row numbers of all bags, one after the other.
+        offsets: [B] where each bag starts.
+        table: [V, W].
 
     Returns:
-        [B, W]; zero where no step is there.
+        [B, W].
     """
-    there = (steps >= 0).unsqueeze(-1).to(rows.dtype)
-    return (rows * there).sum(1) / there.sum(1).clamp(min=1.0)
+    return F.embedding_bag(index, table, offsets, mode="mean")
 
 
 class IdSpaces(nn.Module):
@@ -49,31 +49,24 @@ class IdSpaces(nn.Module):
         """int32 [B, F_id] row numbers of the id fields."""
         return batch.ids + self.offsets
 
-    def steps(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Per sequence: row numbers [B, L] (padding points at row 0 of its space) and the raw steps."""
-        return [(batch.sequences[name].clamp(min=0) + start, batch.sequences[name])
-                for name, start in self.sequences]
+    def bags(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Per sequence: int32 [n] row numbers of the steps that are there, and int32 [B] where each row's begin."""
+        out = []
+        for name, start in self.sequences:
+            steps = batch.sequences[name]
+            there = steps >= 0
+            lengths = there.sum(1, dtype=torch.int32)
+            begins = torch.cumsum(lengths, 0, dtype=torch.int32) - lengths
+            out.append((steps[there] + start, begins))
+        return out
 
 
 class FieldEmbedding(nn.Module):
-    """Base: the embedding of every field.
-
-    A subclass gives :meth:`rows`; fields are then looked up and sequences averaged the same way for all.
-    """
+    """Base: the embedding of every field of a batch. Sequences are the mean of their steps' embeddings."""
 
     def __init__(self, schema: Schema, dim: int) -> None:
         super().__init__()
         self.spaces, self.dim = IdSpaces(schema), dim
-
-    def rows(self, index: Tensor) -> Tensor:
-        """[..., D] embeddings of row numbers [...]."""
-        raise TypeError(f"{type(self).__name__} has no row look-up")
-
-    def forward(self, batch: Batch) -> Tensor:
-        """[B, F, D]."""
-        fields = [self.rows(self.spaces.ids(batch))]
-        fields += [pool(self.rows(index), steps).unsqueeze(1) for index, steps in self.spaces.steps(batch)]
-        return torch.cat(fields, 1)
 
     def stored_values(self) -> int:
         """Number of values that serving has to keep."""
@@ -95,26 +88,29 @@ class UniformEmbedding(FieldEmbedding):
         super().__init__(schema, dim)
         self.table = nn.Parameter(torch.empty(schema.total_vocab, dim).normal_(std=INIT_SD))
 
-    def rows(self, index: Tensor) -> Tensor:
-        """[..., D] rows of the table."""
-        return F.embedding(index, self.table)
+    def forward(self, batch: Batch) -> Tensor:
+        """[B, F, D]."""
+        fields = [F.embedding(self.spaces.ids(batch), self.table)]
+        fields += [pool(index, begins, self.table).unsqueeze(1) for index, begins in self.spaces.bags(batch)]
+        return torch.cat(fields, 1)
 
 
-class MaskedEmbedding(FieldEmbedding):
-    """One table of which only the entries in ``mask`` live; the others are zero and get no gradient."""
+class MaskedEmbedding(UniformEmbedding):
+    """One table of which only the entries in ``mask`` live.
+
+    The others start at zero and their gradient is masked, so that no optimiser ever moves them.
+    """
 
     mask: Tensor
 
     def __init__(self, schema: Schema, mask: np.ndarray, init: np.ndarray | None) -> None:
         super().__init__(schema, mask.shape[1])
-        table = (torch.empty(mask.shape).normal_(std=INIT_SD) if init is None
-                 else torch.from_numpy(init.astype(np.float32)).clone())
         self.register_buffer("mask", torch.from_numpy(mask.copy()))
-        self.table = nn.Parameter(table * self.mask)
-
-    def rows(self, index: Tensor) -> Tensor:
-        """[..., D] masked rows of the table."""
-        return F.embedding(index, self.table) * F.embedding(index, self.mask)
+        with torch.no_grad():
+            if init is not None:
+                self.table.copy_(torch.from_numpy(init.astype(np.float32)))
+            self.table.mul_(self.mask)
+        self.table.register_hook(lambda gradient: gradient * self.mask)
 
     def stored_values(self) -> int:
         """The kept entries."""
@@ -140,7 +136,6 @@ class PerFieldEmbedding(FieldEmbedding):
         owner = {f.name: f.of or f.name for f in schema.fields}
         order = [*schema.id_fields, *schema.sequence_fields]
         self.tables, self.projections = nn.ParameterDict(), nn.ParameterDict()
-        self.lookups: list[tuple[str, int, int, int]] = []  # table, column or sequence number, shift, space
         starts, used = schema.offsets, dict.fromkeys(sorted({w for w in dims if w}), 0)
         begin: dict[str, int] = {}
         for f in spaces:
@@ -158,7 +153,7 @@ class PerFieldEmbedding(FieldEmbedding):
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, F, D]."""
-        ids, steps = self.spaces.ids(batch), self.spaces.steps(batch)
+        ids, bags = self.spaces.ids(batch), self.spaces.bags(batch)
         out = []
         for position, (space, width, shift) in enumerate(self.plan):
             if not width:
@@ -168,8 +163,8 @@ class PerFieldEmbedding(FieldEmbedding):
             if position < ids.shape[1]:
                 vector = F.embedding(ids[:, position] + shift, table)
             else:
-                index, raw = steps[position - ids.shape[1]]
-                vector = pool(F.embedding(index + shift, table), raw)
+                index, begins = bags[position - ids.shape[1]]
+                vector = pool(index + shift, begins, table)
             out.append(vector @ self.projections[space] if space in self.projections else vector)
         return torch.stack(out, 1)
 

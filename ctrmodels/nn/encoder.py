@@ -118,8 +118,8 @@ class WideHead(nn.Module):
     def first_order(self, batch: Batch) -> Tensor:
         """[B, K]: bias and id weights."""
         out = self.bias + F.embedding(self.spaces.ids(batch), self.weights).sum(1)
-        for index, steps in self.spaces.steps(batch):
-            out = out + pool(F.embedding(index, self.weights), steps)
+        for index, begins in self.spaces.bags(batch):
+            out = out + pool(index, begins, self.weights)
         return out
 
     def forward(self, batch: Batch, encoded: Encoded) -> Tensor:

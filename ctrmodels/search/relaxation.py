@@ -35,11 +35,17 @@ class SoftThresholdEmbedding(FieldEmbedding):
         self.table = nn.Parameter(torch.empty(rows, dim).normal_(std=INIT_SD))
         self.threshold = nn.Parameter(torch.full(shape[granularity], threshold_init))
 
-    def rows(self, index: Tensor) -> Tensor:
-        """[..., D]: thresholds act on the gathered rows only."""
-        v = F.embedding(index, self.table)
-        s = self.threshold if self.threshold.shape[0] == 1 else F.embedding(index, self.threshold)
-        return torch.sign(v) * F.relu(v.abs() - torch.sigmoid(s))
+    def forward(self, batch: Batch) -> Tensor:
+        """[B, F, D]; the thresholds act once on every row that the batch touches."""
+        ids, bags = self.spaces.ids(batch), self.spaces.bags(batch)
+        touched, place = torch.unique(torch.cat([ids.flatten(), *(index for index, _ in bags)]), return_inverse=True)
+        v = F.embedding(touched, self.table)
+        s = self.threshold if self.threshold.shape[0] == 1 else F.embedding(touched, self.threshold)
+        rows = torch.sign(v) * F.relu(v.abs() - torch.sigmoid(s))  # [U, D]
+        places = place.to(torch.int32).split([ids.numel(), *(len(index) for index, _ in bags)])
+        fields = [F.embedding(places[0].view_as(ids), rows)]
+        fields += [pool(p, begins, rows).unsqueeze(1) for p, (_, begins) in zip(places[1:], bags, strict=True)]
+        return torch.cat(fields, 1)
 
     @torch.no_grad()
     def kept(self) -> Tensor:
@@ -94,13 +100,13 @@ class MixtureEmbedding(FieldEmbedding):
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, F, D]."""
-        ids, steps = self.spaces.ids(batch), self.spaces.steps(batch)
+        ids, bags = self.spaces.ids(batch), self.spaces.bags(batch)
         p = self.probabilities()[self.owner]  # [F, N]
         mixed: Tensor | None = None
         for n, (table, projection, norm) in enumerate(
                 zip(self.tables, self.projections, self.norms, strict=True)):
             parts = [F.embedding(ids, table)]
-            parts += [pool(F.embedding(i, table), raw).unsqueeze(1) for i, raw in steps]
+            parts += [pool(index, begins, table).unsqueeze(1) for index, begins in bags]
             rows = torch.cat(parts, 1)  # [B, F, d_n]
             wide = torch.einsum("bfi,fio->bfo", rows, projection[self.owner])  # [B, F, D]
             scaled = norm(wide.flatten(1)).view_as(wide) * p[:, n].unsqueeze(1)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from ctrmodels.data import PADDING, Schema
 from tasks.counts import CHUNK_ROWS, chunks
-from tasks.encoding.vocabulary import LOOKUP_VALUES, Lookup, Vocabulary
+from tasks.encoding.vocabulary import Lookup, Vocabulary
 
 CHUNK_BYTES = 2**28
 SPARK_SCHEMA = "_role string, _time bigint, _row bigint, record binary"
@@ -78,19 +78,20 @@ class RecordEncoder:
 
     Attributes:
         schema: the encoded log's description.
-        vocabularies: by field that owns an id space. Values of those with more than ``LOOKUP_VALUES`` ids
-            must have been replaced by ids before.
+        vocabularies: by field that owns an id space of values.
         numbers: by numeric field.
+        joined: the vocabularies too large for a lookup; their values have been replaced by ids before.
     """
 
     schema: Schema
     vocabularies: Mapping[str, Vocabulary]
     numbers: Mapping[str, Number]
+    joined: frozenset[str]
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Encode ``batches`` (with ``_group`` already a 64-bit hash) to the columns of ``SPARK_SCHEMA``."""
         lookups: dict[str, Any] = {
-            name: Lookup(v) if looked_up(v) else _numbers_as_they_are for name, v in self.vocabularies.items()}
+            name: _as_it_is if name in self.joined else Lookup(v) for name, v in self.vocabularies.items()}
         rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // layout(self.schema).itemsize))
         for chunk in chunks(batches, rows):
             keys = {name: chunk[name].combine_chunks() for name in ("_role", "_time", "_row")}
@@ -120,13 +121,8 @@ class RecordEncoder:
         return records
 
 
-def looked_up(vocabulary: Vocabulary) -> bool:
-    """Whether every worker holds this vocabulary, rather than Spark joining it."""
-    return vocabulary.size <= LOOKUP_VALUES
-
-
-def _numbers_as_they_are(values: pa.Array) -> np.ndarray:
-    return values.to_numpy()
+def _as_it_is(ids: pa.Array) -> np.ndarray:
+    return ids.to_numpy()
 
 
 def _matrix(lists: pa.ListArray, lookup: Any, length: int) -> np.ndarray:

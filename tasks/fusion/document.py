@@ -71,9 +71,11 @@ def reason(tuned: Tuned, metric: str, values: Mapping[str, Mapping[str, Interval
     gain, found = gains[name], values["recommended"][name]
     weights = ", ".join(f"{o} {w:.3g}" for o, w in tuned.weights(tuned.chosen).items())
     sure = "" if gain.low > 0 or gain.high < 0 else ", no clear difference"
+    others = "".join(f", that of {o.name} by {gains[f'{metric}.{o.name}'].mean:+.4f}"
+                     for o in tuned.objectives if o.name != tuned.primary)
     text = (f"The scores are fused by {tuned.chosen.function} with the weights {weights}: {metric} of "
-            f"{tuned.primary} is {found.mean:.4f} on the report window, {gain.mean:+.4f} "
-            f"[{gain.low:+.4f}, {gain.high:+.4f}] against equal weights{sure}")
+            f"{tuned.primary} is {found.mean:.4f} on the report window and differs from that of equal weights by "
+            f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]{sure}{others}")
     if tuned.rule.shortfall(tuned.chosen.metrics):
         text += "; no weights reach every floor, these come nearest"
     return text

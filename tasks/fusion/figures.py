@@ -7,33 +7,34 @@ from collections.abc import Mapping, Sequence
 from ctrmodels.data.schema import Objective
 from ctrmodels.fusion import FusionSpec, Point, ScoreTable, score_name
 from ctrmodels.metrics import Interval, reliability
+from tasks.fusion.outcome import Tuned
 from tasks.runtime.figure import Axis, Figure, Series
 
 HALF_WIDTH = 1.96  # standard errors of a 95 % interval
 
 
-def front(points: Sequence[Point], kept: Sequence[bool], chosen: Point, metric: str, objectives: Sequence[Objective],
-          x: int, y: int) -> Figure:
-    """Every tried point by its metric of objective ``x`` and ``y``, with the front and the chosen one."""
-    def series(name: str, members: Sequence[Point]) -> Series:
-        return Series(name, [p.metrics[x] for p in members], [p.metrics[y] for p in members],
-                      labels=[told(p, objectives) for p in members])
+def front(tuned: Tuned, metric: str, other: int) -> Figure:
+    """Every tried point by its metric of the primary objective and of the objective with index ``other``."""
+    x, objectives, points = tuned.rule.primary, tuned.objectives, tuned.points
 
+    def series(name: str, members: Sequence[Point], labels: Sequence[str] | None = None) -> Series:
+        return Series(name, [p.metrics[x] for p in members], [p.metrics[other] for p in members], labels=labels)
+
+    tried = [(p, kept) for p, kept in zip(points, tuned.front, strict=True) if p.source not in ("equal", "corner")]
     functions = list(dict.fromkeys(p.function for p in points))
-    tried = [series(f, [p for p in points if p.function == f and p.source not in ("equal", "corner")])
-             for f in functions]
+    equal = [p for p in points if p.source == "equal"]
+    shown = [series("dominated", [p for p, kept in tried if not kept]),
+             *(series(f"front, {f}", [p for p, kept in tried if kept and p.function == f]) for f in functions),
+             series("one score alone", points[:len(objectives)], [f"only {o.name}" for o in objectives]),
+             series("equal weights", equal, [f"equal, {p.function}" for p in equal]),
+             series("recommended", [tuned.chosen], ["recommended"])]
     return Figure(
-        id="pareto_front" if y == (0 if x else 1) else f"pareto_front_{y + 1}",
-        title=f"{objectives[x].name} against {objectives[y].name}", kind="scatter",
+        id=f"pareto_front_{other + 1}" if len(objectives) > 2 else "pareto_front",
+        title=f"{objectives[x].name} against {objectives[other].name}", kind="scatter",
         x=Axis(f"{metric} of {objectives[x].name}, tuning window"),
-        y=Axis(f"{metric} of {objectives[y].name}, tuning window"),
-        series=[*(s for s in tried if s.x), series("one score alone", [p for p in points if p.source == "corner"]),
-                series("equal weights", [p for p in points if p.source == "equal"]),
-                series("Pareto front", [p for p, k in zip(points, kept, strict=True) if k]),
-                series("recommended", [chosen])],
-        caption="Each point is one setting of the weights. None on the front can be improved in one objective "
-                "without losing in another" + ("." if len(objectives) == 2 else "; those that look dominated "
-                                               "here are better in an objective that is not shown."))
+        y=Axis(f"{metric} of {objectives[other].name}, tuning window"), series=[s for s in shown if s.x],
+        caption="Each point is one setting of the weights. On the front nothing can be gained for one objective "
+                "without a loss for another" + ("." if len(objectives) == 2 else ", one not shown here included."))
 
 
 def weights(bests: Sequence[Point], objectives: Sequence[Objective]) -> Figure:
@@ -87,9 +88,3 @@ def calibration(table: ScoreTable, spec: FusionSpec) -> Figure | None:
         id="calibration", title="Calibration before fusion", kind="line", x=Axis("mean prediction"),
         y=Axis("observed rate"), series=[*series, Series("perfect", [0.0, top], [0.0, top])],
         caption="On the report window, in 20 bins of equal mass. On the diagonal a prediction is a rate.")
-
-
-def told(point: Point, objectives: Sequence[Objective]) -> str:
-    """A point in words."""
-    shares = ", ".join(f"{o.name} {w:g}" for o, w in zip(objectives, point.weights, strict=True))
-    return f"{point.function}: {shares}"

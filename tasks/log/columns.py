@@ -60,8 +60,9 @@ class Columns:
                              f"mend the name in params.yaml; the columns are {offered}")
         try:
             column = F.expr(text)
-            # A second column makes Spark refuse an aggregate, which would fold the rows into one.
-            return column, frame.select(F.col("_row"), column.alias("_value")).schema["_value"].dataType
+            # Beside a column Spark refuses an aggregate, inside a struct a generator: both change the rows.
+            probe = frame.select(F.col("_row"), F.struct(column.alias("value")).alias("probe"))
+            return column, probe.select("probe.value").schema[0].dataType
         except PySparkException as error:
             raise InputError(self.log.where, key, text, explain(error),
                              f"mend the expression in params.yaml; the columns are {offered}") from error
@@ -130,7 +131,7 @@ class Columns:
                 raise self._wrong_type(key, text, kind, "a list", "say what separates its steps: delimiter")
             # Java's quoting: the delimiter is taken as it stands, not as a pattern.
             parts = F.split(column, r"\Q" + delimiter.replace(r"\E", r"\E\\E\Q") + r"\E")
-            parts = F.filter(F.transform(parts, F.trim), lambda step: step != "")
+            parts = F.filter(F.transform(parts, lambda step: F.trim(step)), lambda step: step != "")
         elif isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.AtomicType):
             parts = F.filter(F.transform(column, lambda step: step.cast("string")), lambda step: step.isNotNull())
         else:

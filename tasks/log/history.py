@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
+
+from tasks.sources.files import quoted
 
 
 @dataclass(frozen=True)
 class History:
-    """One sequence to build.
+    """One sequence to build; all but ``name`` and ``length`` are columns of the frame.
 
     Attributes:
         name: column to add.
-        by: whose history; rows without a value have none.
+        by: whose history (text); rows without a value have none.
         order: a value that grows with time; rows without one have no history and are in none.
-        step: the value to collect; null values are left out.
-        where: which rows are collected.
+        step: the value to collect (text); null values are left out.
+        where: which rows are collected (true or false).
         length: at most this many steps, the most recent ones.
     """
 
     name: str
-    by: Column
-    order: Column
-    step: Column
-    where: Column
+    by: str
+    order: str
+    step: str
+    where: str
     length: int
 
 
@@ -34,30 +37,37 @@ def add(frame: DataFrame, histories: Sequence[History], partitions: int) -> Data
     """``frame`` with one array<string> column per history, oldest step first, never null.
 
     Steps of one moment stand in reading order; a row's history holds only rows of strictly smaller order.
-    Memory and time grow with rows × length: each collected row keeps the list of the last ``length`` steps up
-    to itself, and each row takes the list of the last collected row before its own moment.
+    Time and memory grow with rows × length, whatever the number of rows of one user; histories of the same
+    ``by`` and ``order`` share a shuffle.
     """
-    for history in histories:
-        frame = _add(frame, history, partitions)
+    def owner(history: History) -> tuple[str, str]:
+        return history.by, history.order
+
+    for (by, order), group in groupby(sorted(histories, key=owner), key=owner):
+        frame = _add(frame, by, order, list(group), partitions)
     return frame
 
 
-def _add(frame: DataFrame, history: History, partitions: int) -> DataFrame:
-    frame = frame.withColumns({"_by": history.by.cast("string"), "_order": history.order, "_step": history.step,
-                               "_kept": history.where})
+def _add(frame: DataFrame, by: str, order: str, histories: Sequence[History], partitions: int) -> DataFrame:
+    # Rows of nobody are each alone; otherwise they would all meet in one partition.
+    nobody = F.col(quoted(by)).isNull() | F.col(quoted(order)).isNull()
+    owner = [quoted(by), "_alone"]
+    frame = frame.withColumn("_alone", F.when(nobody, F.col("_row"))).repartition(partitions, *owner)
+    frame = frame.withColumn("_moment_rank", F.dense_rank().over(Window.partitionBy(*owner).orderBy(quoted(order))))
+
+    # A collected row keeps the list of the last steps up to itself …
+    for history in histories:
+        kept = F.col(quoted(history.where)) & F.col(history.step).isNotNull() & ~nobody
+        frame = frame.withColumn("_kept", kept)
+        events = Window.partitionBy(*owner, "_kept").orderBy(quoted(order), "_row")
+        latest = F.struct(
+            F.row_number().over(events).alias("place"),
+            F.collect_list(history.step).over(events.rowsBetween(1 - history.length, 0)).alias("steps"))
+        frame = frame.withColumn(f"_latest.{history.name}", F.when(F.col("_kept"), latest))
+    # … and every row takes the list of the last collected row before its own moment.
+    before = Window.partitionBy(*owner).orderBy("_moment_rank").rangeBetween(Window.unboundedPreceding, -1)
+    empty = F.array().cast("array<string>")
     frame = frame.withColumns({
-        # Rows of nobody would otherwise all meet in one partition.
-        "_alone": F.when(F.col("_by").isNull() | F.col("_order").isNull(), F.col("_row")),
-        "_kept": F.col("_kept") & F.col("_step").isNotNull() & F.col("_order").isNotNull(),
-    }).repartition(partitions, "_by", "_alone")
-    events = Window.partitionBy("_by", "_alone", "_kept").orderBy("_order", "_row")
-    latest = F.struct(F.row_number().over(events).alias("place"),
-                      F.collect_list("_step").over(events.rowsBetween(1 - history.length, 0)).alias("steps"))
-    frame = frame.withColumn("_latest", F.when(F.col("_kept"), latest))
-    everyone = Window.partitionBy("_by", "_alone").orderBy("_order")
-    frame = frame.withColumn("_moment_rank", F.dense_rank().over(everyone))
-    before = Window.partitionBy("_by", "_alone").orderBy("_moment_rank").rangeBetween(
-        Window.unboundedPreceding, -1)
-    steps = F.coalesce(F.max("_latest").over(before)["steps"], F.array().cast("array<string>"))
-    return frame.withColumn(history.name, steps).drop(
-        "_by", "_order", "_step", "_kept", "_alone", "_latest", "_moment_rank")
+        history.name: F.coalesce(F.max(quoted(f"_latest.{history.name}")).over(before)["steps"], empty)
+        for history in histories})
+    return frame.drop("_alone", "_moment_rank", "_kept", *(f"_latest.{history.name}" for history in histories))

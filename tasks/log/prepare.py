@@ -6,7 +6,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from ctrmodels.data import ROLES
-from tasks.config import Data, FieldSpec
+from tasks.config import Build, Data, FieldSpec
 from tasks.log import history, roles
 from tasks.log.columns import Columns, refuse
 from tasks.log.history import History
@@ -31,14 +31,14 @@ def prepare(log: Log, data: Data, partitions: int) -> DataFrame:
         convert = columns.binary if objective.kind == "binary" else columns.number
         chosen[objective.name] = convert(objective.name, objective.label)
     chosen |= _system(columns, data, log)
-    built = [field for field in data.fields if field.build is not None]
-    for field in built:
-        chosen |= _history_inputs(columns, field)
+    built = [(field, field.build) for field in data.fields if field.build is not None]
+    for field, build in built:
+        chosen |= _history_inputs(columns, field, build)
 
     refuse(log.frame, columns.checks, log.where)
     frame = log.frame.select(*(column.alias(name) for name, column in chosen.items()))
     frame = roles.assign(frame, data.split, log.rows, timed=data.timestamp is not None)
-    frame = history.add(frame, [_history(field) for field in built], partitions)
+    frame = history.add(frame, [_history(field, build) for field, build in built], partitions)
     names = [*(f.name for f in data.fields), *(o.name for o in data.objectives), *SYSTEM]
     return frame.select(*names)
 
@@ -76,18 +76,17 @@ def _system(columns: Columns, data: Data, log: Log) -> dict[str, Column]:
     return system
 
 
-def _history_inputs(columns: Columns, field: FieldSpec) -> dict[str, Column]:
-    """What :func:`_history` needs of the stored columns, under names of its own."""
-    assert field.build is not None
+def _history_inputs(columns: Columns, field: FieldSpec, build: Build) -> dict[str, Column]:
+    """The columns that :func:`_history` names."""
     key = f"{field.name}.build"
-    where = F.lit(True) if field.build.where is None else columns.condition(f"{key}.where", field.build.where)
+    where = F.lit(True) if build.where is None else columns.condition(f"{key}.where", build.where)
     return {
-        f"_by.{field.name}": columns.text(f"{key}.by", field.build.by),
-        f"_order.{field.name}": columns.ordering(f"{key}.order", field.build.order),
+        f"_by.{build.by}": columns.text(f"{key}.by", build.by),
+        f"_order.{build.order}": columns.ordering(f"{key}.order", build.order),
         f"_where.{field.name}": where,
     }
 
 
-def _history(field: FieldSpec) -> History:
-    return History(field.name, by=F.col(f"`_by.{field.name}`"), order=F.col(f"`_order.{field.name}`"),
-                   step=F.col(str(field.of)), where=F.col(f"`_where.{field.name}`"), length=field.max_length)
+def _history(field: FieldSpec, build: Build) -> History:
+    return History(field.name, by=f"_by.{build.by}", order=f"_order.{build.order}", step=str(field.of),
+                   where=f"_where.{field.name}", length=field.max_length)

@@ -34,7 +34,7 @@ WIDTH = 6.2  # inches; two charts stand side by side on a desktop, one fills a p
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MAX_LABEL = 34
-FEW_POINTS = 12  # on a line, each then gets a marker
+FEW_POINTS = 12  # up to here each point of a line has a marker, and of a scatter its name
 MAX_BARS = 160  # more are thinner than a pixel; the same numbers make a line
 MAX_NAMED_CELLS = 120
 MAX_VECTOR_CELLS = 2500
@@ -125,8 +125,8 @@ def _scatter(figure: Figure, canvas: Canvas, axes: Axes) -> None:
         if series.error is not None:
             axes.errorbar(x, y, yerr=_numbers(series.error), fmt="none", ecolor=_colour(i), elinewidth=1.2,
                           capsize=2.5, zorder=2)
-        names_of_points = zip(x, y, series.labels or (), strict=False)
-        marks += [(px, py, _short(text)) for px, py, text in names_of_points if text]
+        if series.labels and len(x) <= FEW_POINTS:
+            marks += [(px, py, _short(text)) for px, py, text in zip(x, y, series.labels, strict=True) if text]
     if names:
         _name_ticks(axes, names)
     _scales(axes, figure.x, figure.y)

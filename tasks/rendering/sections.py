@@ -28,7 +28,6 @@ from tasks.rendering.page import (
 
 PACKAGES = ("ctrmodels", "torch", "numpy", "scipy", "scikit-learn", "pyarrow", "pyspark", "great-expectations",
             "optuna", "apache-airflow", "dvc", "wandb")
-LABELS = {"search_embedding": "Embedding", "search_interaction": "Interactions", "retrain": "Models"}
 COSTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("parameters", "parameters", numbers.short),
     ("parameters_embedding", "of these embedding", numbers.short),
@@ -197,7 +196,9 @@ def _cost(evidence: Evidence, search: str) -> Table:
 
 def _fusion(evidence: Evidence) -> Section:
     return Section("fusion", "Fusion", [
-        *(Text(sentence) for sentence in verdict.fusion_sentences(evidence)),
+        Text(verdict.full_stop(evidence.fusion["reason"])),
+        Text(f"Rule: {evidence.fusion['rule']}. It was tuned on one window of valid and judged on another; test was "
+             "read once.", quiet=True),
         *_told(evidence, "tune_fusion", headings=False)])
 
 

@@ -36,7 +36,7 @@ def sentences(evidence: Evidence) -> list[str]:
         _search(boards["select_embedding"], "embedding", "parameters_embedding", "embedding values"),
         _search(boards["select_interaction"], "interaction", "flops", "floating-point operations per row"),
         _model(evidence),
-        *fusion_sentences(evidence),
+        full_stop(evidence.fusion["reason"]),
     ]
 
 
@@ -55,6 +55,12 @@ def tiles(evidence: Evidence) -> list[Tile]:
         if base:
             found.append(Tile(label, numbers.change(row[cost] / base[cost] - 1),
                               f"{numbers.short(base[cost])} → {numbers.short(row[cost])}, {row['candidate']}"))
+    fusion = evidence.fusion
+    gain = f"report.gain.{fusion['metric']}.{fusion['primary']}"
+    tuned = evidence.results["tune_fusion"].metrics
+    if tuned.get(gain) is not None:
+        found.append(Tile(f"Fusion gain, {fusion['metric']} of {fusion['primary']}", numbers.difference(tuned[gain]),
+                          f"over equal weights, {interval(tuned, gain)}"))
     return found
 
 
@@ -70,7 +76,7 @@ def _search(board: Line, subject: str, cost: str, unit: str) -> str:
     told = f"valid {metric} {numbers.spread(row['valid'], row['valid_sd'])}"
     if base is None or row is base:
         return (f"No {subject} search earned its place: {row['candidate']}, the unsearched model, stays ({told}); "
-                f"{_full_stop(board['reason'])}")
+                f"{full_stop(board['reason'])}")
     against = [f"{_compared(row, base, metric)} against the unsearched model"]
     partner = random_partner(board, row)
     if partner:
@@ -80,7 +86,7 @@ def _search(board: Line, subject: str, cost: str, unit: str) -> str:
 
 
 def _model(evidence: Evidence) -> str:
-    return f"Of the models, {_full_stop(evidence.boards['select_model']['reason'])}"
+    return f"Of the models, {full_stop(evidence.boards['select_model']['reason'])}"
 
 
 def _compared(row: Line, other: Line, metric: str) -> str:
@@ -92,11 +98,6 @@ def _compared(row: Line, other: Line, metric: str) -> str:
     return f"{numbers.difference(difference)} ({'better' if better else 'worse'}, beyond the seeds' spread)"
 
 
-def _full_stop(text: str) -> str:
+def full_stop(text: str) -> str:
+    """``text`` as a sentence."""
     return text if text.endswith(".") else f"{text}."
-
-
-def fusion_sentences(evidence: Evidence) -> list[str]:
-    """How the scores are fused and what that gains."""
-    fusion = evidence.fusion
-    return [_full_stop(str(fusion["reason"]))] if "reason" in fusion else []

@@ -1,0 +1,1 @@
+"""What all stages share: their life cycle, figures, manifests, workspaces, Spark and tracking."""

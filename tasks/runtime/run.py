@@ -54,7 +54,7 @@ def main(arguments: Sequence[str], project: Path) -> int:
 def run(project: Path, home: Path) -> int:
     """Run the DAG once and print what came out."""
     log = home / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
-    print(f"Running {DAG_ID}; everything it prints goes to {log.relative_to(project)}", flush=True)
+    print(f"Running {DAG_ID}; everything it prints goes to {log}", flush=True)
     with _output_to(log) as terminal:
         run_id, state = _run_dag(project, terminal)
     if state != "success":
@@ -80,7 +80,7 @@ def ui(project: Path, home: Path) -> int:
                              "choose another: make ui PORT=8081") from None
     log = home / "logs" / "ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    print(f"Starting Airflow; it prints to {log.relative_to(project)}", flush=True)
+    print(f"Starting Airflow; it prints to {log}", flush=True)
     with log.open("w") as stream:
         # A session of its own, so that Ctrl-C reaches this process alone, which then stops the others in order.
         server = subprocess.Popen(["airflow", "standalone"], stdout=stream, stderr=subprocess.STDOUT,

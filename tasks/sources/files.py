@@ -201,12 +201,11 @@ def _load(spark: SparkSession, files: Files | Join, paths: Sequence[str]) -> Dat
 
     from tasks.runtime.spark import explain
 
-    if files.format == "parquet":
-        _check_parquet(paths)
+    stored = _check_parquet(paths) if files.format == "parquet" else None
     options = _options(files, paths)
     try:
         if files.format == "parquet":
-            frame = spark.read.options(**options).parquet(*paths)
+            frame = _with_times(spark.read.options(**options).parquet(*paths), stored)
         else:
             schema = None if files.columns is None else ", ".join(f"{quoted(c)} string" for c in files.columns)
             frame = spark.read.options(**options).csv(list(paths), schema=schema)
@@ -247,8 +246,8 @@ def _is_header(columns: Sequence[str]) -> Column:
     return reduce(lambda a, b: a & b, (F.col(quoted(c)).eqNullSafe(F.lit(c)) for c in columns))
 
 
-def _check_parquet(paths: Sequence[str]) -> None:
-    """Read the footer of every local file: it must be whole, with the columns of the first."""
+def _check_parquet(paths: Sequence[str]) -> pa.Schema | None:
+    """Read the footer of every local file: it must be whole, with the columns of the first; returns these."""
     first: pa.Schema | None = None
     for path in paths:
         if _remote(path):
@@ -264,6 +263,16 @@ def _check_parquet(paths: Sequence[str]) -> None:
                         or schema.field(c).type != first.field(c).type), schema.names[0])
             raise InputError(path, "column", odd, f"absent or of another type than in {paths[0]}",
                              "read files of one schema only")
+    return first
+
+
+def _with_times(frame: DataFrame, stored: pa.Schema | None) -> DataFrame:
+    """``frame`` with times stored in nanoseconds, as pandas does, which Spark reads as whole numbers."""
+    from pyspark.sql import functions as F
+
+    nano = [field.name for field in stored or ()
+            if pa.types.is_timestamp(field.type) and field.type.unit == "ns"]
+    return frame.withColumns({name: F.timestamp_micros(F.floor(F.col(quoted(name)) / 1000)) for name in nano})
 
 
 def _append(frame: DataFrame, piece: DataFrame, where: str) -> DataFrame:

@@ -60,7 +60,8 @@ out.mkdir(parents=True)
 (control / f"pid {title}").write_text(str(os.getpid()))
 while (control / f"hold {title}").exists():
     time.sleep(0.02)
-read = [p.read_text() for p in sorted(pathlib.Path("outputs").rglob("result.txt")) if out not in p.parents]
+reads = {"search_embedding": ["ingest"], "report": ["ingest", "search_embedding"]}.get(name, [])
+read = [p.read_text() for stage in reads for p in sorted(pathlib.Path("outputs", stage).rglob("result.txt"))]
 (out / "result.txt").write_text(f"{title} epochs={params['training']['epochs']} read={''.join(read)!r}\\n")
 if key:
     pathlib.Path("measurements").mkdir(exist_ok=True)

@@ -92,13 +92,6 @@ def run(root: Path, module: Any, raw: dict[str, Any]) -> Path:
     return this.final
 
 
-def stand_in(root: Path, name: str) -> None:
-    """An empty output of stage ``name``, for a stage that only waits for it."""
-    folder = root / "outputs" / name
-    folder.mkdir(parents=True)
-    manifest.write(folder)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file under ``folder`` with its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

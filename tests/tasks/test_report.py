@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import html.parser
+import html
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import yaml
 
 from ctrmodels.errors import InputError
 from tasks import config, report
+from tasks.rendering import evidence, glossary, verdict
 from tasks.runtime import manifest
 from tasks.runtime.figure import Axis, Figure, Series
 from tasks.runtime.stage import Stage, execute
@@ -26,14 +29,39 @@ FIELDS = ("user_id", "item_id", "age", "gender", "occupation", "genres")
 SEEDS = [0, 1, 2]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def environment() -> Iterator[None]:
+    """The run that the report belongs to; W&B is off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("CTRMODELS_RUN_ID", "manual__2026-11-21")
+        patch.setenv("CTRMODELS_REVISION", "c0ffee" * 6 + "c0ff")
+        yield
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace in which every stage before the report has run; W&B is off."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("CTRMODELS_RUN_ID", "manual__2026-11-21")
-    monkeypatch.setenv("CTRMODELS_REVISION", "c0ffee" * 6 + "c0ff")
+def run(tmp_path: Path) -> Path:
+    """A workspace in which every stage before the report has run."""
     made_up_run(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with its report, to look at and not to change."""
+    root = tmp_path_factory.mktemp("written")
+    made_up_run(root)
+    write(root)
+    return root
+
+
+def text_of(root: Path) -> str:
+    return (root / "outputs" / "report" / "report.html").read_text()
+
+
+def summary_of(root: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((root / "outputs" / "report" / "summary.json").read_text())
+    return summary
 
 
 def made_up_run(root: Path) -> None:
@@ -80,7 +108,8 @@ def _data_stages(root: Path, rng: np.random.Generator) -> None:
         **{f"positive_rate.{o}{s}": rate + .01 * i for o, rate in (("like", .55), ("love", .21))
            for i, s in enumerate(("", ".train", ".arch", ".valid", ".test"))}}, [
         Figure("rows", "Rows by day and role", "bar", "How many impressions of each day play which role.",
-               Axis("day"), Axis("rows"), [Series(r, days, rng.integers(10, n, 14).tolist()) for r, n in roles.items()]),
+               Axis("day"), Axis("rows"),
+               [Series(r, days, rng.integers(10, n, 14).tolist()) for r, n in roles.items()]),
     ], 21.4)
     _stage(root, "frequency", {"rows": 100_000, "distinct.user_id": 943}, [
         Figure("frequency", "How often each value occurs", "line", "A straight line is a power law.",
@@ -183,16 +212,204 @@ def _models(root: Path, rng: np.random.Generator) -> None:
 
 def _fusion(root: Path, rng: np.random.Generator) -> None:
     x, y = rng.normal(.72, .01, 80), rng.normal(.61, .01, 80)
-    _stage(root, "tune_fusion", {"report.ndcg@10.like": .731}, [
+    gain = "report.gain.ndcg@10.like"
+    metrics = {"report.ndcg@10.like": .731, gain: .0041, f"{gain}.low": .0012, f"{gain}.high": .007}
+    _stage(root, "tune_fusion", metrics, [
         Figure("front", "Pareto front", "scatter", "Every trial on the reporting window.", Axis("NDCG@10, like"),
                Axis("NDCG@10, love"),
                [Series("trials", x.tolist(), y.tolist()),
                 Series("front", [.735, .741, .744], [.634, .631, .62], labels=["", "recommended", "like alone"])])],
-        12.0, {"fusion.json": {"spec": {"function": {"id": "weighted_product"}, "scores": [
-            {"name": "like@all", "weight": 1.0}, {"name": "love@all", "weight": .42}]}, "rule": "the rule"}})
+        12.0, {"fusion.json": {
+            "metric": "ndcg@10", "primary": "like", "rule": "largest ndcg@10 of like on the tuning window",
+            "reason": "The scores are fused by weighted_product with the weights like 1, love 0.42: ndcg@10 of like is "
+                      "0.7310 on the report window, +0.0041 [+0.0012, +0.0070] against equal weights"}})
 
 
-def _write(root: Path) -> str:
+def write(root: Path) -> str:
+    """Run the stage; returns the page."""
     params = config.load(root / "params.yaml")
     execute(Stage("report", None, params, root), report.run)
-    return (root / "outputs" / "report" / "report.html").read_text()
+    return text_of(root)
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes, and the text in each kind of tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_loads_nothing_and_runs_nothing(written: Path) -> None:
+    text = text_of(written)
+    tags = Tags(text).tags
+    assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "form", "base"})
+    for tag, attributes in tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "action", "srcset", "data"):
+                assert value is not None
+                assert value.startswith(("#", "data:image/png;base64,")), (tag, name, value)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
+    policy = [a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_every_figure_of_every_stage_is_on_the_page(written: Path) -> None:
+    text = html.unescape(text_of(written))
+    files = list(written.glob("outputs/**/figures/*.json"))
+    assert len(files) > 15
+    for file in files:
+        figure = Figure.load(file)
+        assert figure.title in text, file
+        assert figure.caption in text, file
+
+
+def test_the_verdict_names_winners_costs_controls_and_the_fusion(written: Path) -> None:
+    assert summary_of(written)["verdict"] == [
+        "pep-0.5 decides the embedding, with 50.0 % of the unsearched model's embedding values; valid auc 0.7826 ± "
+        "0.0004: +0.0016 (better, beyond the seeds' spread) against the unsearched model, and +0.0124 (better, beyond "
+        "the seeds' spread) against a random architecture of the same cost.",
+        "autofis decides the interaction, with 78.0 % of the unsearched model's floating-point operations per row; "
+        "valid auc 0.7831 ± 0.0005: +0.0005 (inside the seeds' spread) against the unsearched model, and +0.0022 "
+        "(better, beyond the seeds' spread) against a random architecture of the same cost.",
+        "Of the models, esmm has the best valid auc, 0.7913 ± 0.0006.",
+        "The scores are fused by weighted_product with the weights like 1, love 0.42: ndcg@10 of like is 0.7310 on the "
+        "report window, +0.0041 [+0.0012, +0.0070] against equal weights.",
+    ]
+
+
+def test_a_control_that_wins_is_told_as_such(run: Path) -> None:
+    path = run / "outputs" / "select_embedding" / "leaderboard.json"
+    board = json.loads(path.read_text())
+    for row in board["rows"]:
+        row["chosen"] = row["candidate"] == "uniform"
+    path.write_text(json.dumps(board))
+    found = evidence.read(run, config.load(run / "params.yaml"), "run", None)
+    sentence = verdict.sentences(found)[0]
+    assert sentence.startswith("No embedding search earned its place: uniform, the unsearched model, stays")
+
+
+def test_the_leaderboard_shows_spread_cost_and_the_distance_to_the_control(written: Path) -> None:
+    board = summary_of(written)["leaderboards"]["Embedding search"]
+    assert board[0] == ["candidate", "kind", "valid auc", "to control", "parameters", "of these embedding",
+                        "FLOPs per row", "bytes"]
+    assert board[1] == ["pep-0.5 \N{CHECK MARK}", "searched", "0.7826 ± 0.0004", "+0.0016", "38.1 k", "24.1 k", "41 k",
+                        "149 KiB"]
+    assert len(board) == 8
+
+
+def test_a_name_that_is_markup_stays_text(run: Path) -> None:
+    """Whatever a log or a user calls things, the page shows it and no browser reads it as markup."""
+    for path in run.glob("outputs/**/*.json"):
+        text = path.read_text().replace("user_id", HOSTILE).replace("pep-0.5", f"p{HOSTILE}")
+        path.write_text(text.replace("love@all", "love@all<img src=x onerror=alert(2)>"))
+    for folder in {p.parent for p in run.glob("outputs/**/MANIFEST.json")}:
+        manifest.write(folder)
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    params["report"]["title"] = f"</title>{HOSTILE}"
+    (run / "params.yaml").write_text(yaml.safe_dump(params))
+    text = write(run)
+    tags = Tags(text).tags
+    assert not [t for t in tags if t[0] in ("script", "img")]
+    assert html.escape(HOSTILE) in text
+    assert "&lt;/title&gt;" in text
+
+
+def test_the_same_run_gives_the_same_bytes(written: Path, run: Path) -> None:
+    assert text_of(written) == write(run)
+
+
+def test_what_was_not_measured_or_recorded_is_said(run: Path) -> None:
+    """Measurements, dvc.lock and figures may be absent; the page says so and is otherwise whole."""
+    shutil.rmtree(run / "measurements")
+    for path in run.glob("outputs/encode/figures/*.json"):
+        path.unlink()
+    manifest.write(run / "outputs" / "encode")
+    text = write(run)
+    assert "not measured" in text
+    assert "encode recorded no figure." in text
+    assert "not run by Airflow" in text
+
+
+def test_lineage_names_dvc_hash_wandb_run_and_a_reused_result(run: Path) -> None:
+    (run / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"ingest": {
+        "cmd": "x", "outs": [{"path": "outputs/ingest", "md5": "abcdef0123456789.dir"}]}}}))
+    record = run / "measurements" / "ingest.json"
+    record.write_text(record.read_text().replace("manual__2026-11-21", "manual__earlier"))
+    text = write(run)
+    for shown in ("abcdef012345", "7bae7a89cf7017ef", "manual__earlier (reused)", "c0ffeec0ffee", "ctr_automl"):
+        assert shown in text
+
+
+def test_a_result_that_changed_since_its_stage_wrote_it_is_refused(run: Path) -> None:
+    (run / "outputs" / "select_model" / "leaderboard.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run the stage that writes select_model again"):
+        write(run)
+    assert not (run / "outputs" / "report").exists()
+
+
+def test_every_word_of_the_leaderboards_is_in_the_glossary() -> None:
+    terms = " ".join(term for term, _ in glossary.TERMS)
+    for word in ("searched", "control", "random", "FLOPs", "bytes", "AUC", "GAUC", "LogLoss", "reused"):
+        assert word in terms
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
+         "--disable-features=Translate,OptimizationHints,MediaRouter")
+
+
+def in_browser(folder: Path, page: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Open ``page`` with an empty profile in ``folder``; stdout is the document after loading."""
+    assert CHROMIUM is not None
+    return subprocess.run([CHROMIUM, *QUIET, f"--user-data-dir={folder / 'profile'}", "--dump-dom",
+                           "--virtual-time-budget=3000", *options, page.as_uri()],
+                          capture_output=True, text=True, check=True, timeout=120)
+
+
+def observed(folder: Path, page: Path) -> tuple[str, list[str], set[str]]:
+    """The loaded document, the console's lines, and the addresses that the page (not the browser) asked for."""
+    record = folder / "net.json"
+    done = in_browser(folder, page, "--enable-logging=stderr", f"--log-net-log={record}")
+    events = json.loads(record.read_text())
+    start = events["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+    jobs = [e["params"] for e in events["events"] if e["type"] == start and "initiator" in e.get("params", {})]
+    return (done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line],
+            {job["url"] for job in jobs if job["initiator"] != "not an origin"})
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_page_without_a_console_message_or_a_request(written: Path, tmp_path: Path) -> None:
+    document, console, asked = observed(tmp_path, written / "outputs" / "report" / "report.html")
+    assert (console, asked) == ([], set())
+    assert document.count("<section") == 9
+    assert document.count("<figure") > 15
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_browser_test_would_notice(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text("<img src='http://127.0.0.1:9999/a.png'><script>console.error('x')</script>")
+    _, console, asked = observed(tmp_path, page)
+    assert len(console) == 1
+    assert asked == {"http://127.0.0.1:9999/a.png"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [390, 1440])
+def test_no_part_of_the_page_is_wider_than_the_window(written: Path, tmp_path: Path, width: int) -> None:
+    """Tables and pictures scroll inside their own frames; the page itself never scrolls sideways."""
+    inside = html.escape(re.sub(r"<meta http-equiv[^>]*>", "", text_of(written)), quote=True)
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"<iframe style='width:{width}px;height:900px;border:0' srcdoc=\"{inside}\"></iframe><script>onload=()=>{{"
+        "document.title=document.querySelector('iframe').contentDocument.documentElement.scrollWidth}</script>")
+    found = re.search(r"<title>(\d+)</title>", in_browser(tmp_path, frame).stdout)
+    assert found is not None
+    assert int(found[1]) <= width

@@ -236,7 +236,7 @@ def test_a_regression_objective_is_fused_by_its_quantile(tmp_path: Path) -> None
     assert 0 < read(folder / "metrics.json")["report.gauc.buy"] < 1
 
     def with_losses(p: Predictions) -> Predictions:
-        return dataclasses.replace(with_seconds(p), labels=with_seconds(p).labels - 1)
+        return dataclasses.replace(with_seconds(p), labels=with_seconds(p).labels * [1, -1])
 
     losses = workspace(tmp_path / "losses", with_losses, objectives)
     with pytest.raises(InputError, match=r"label.buy = 'below 0': NDCG .* set tune_fusion.metric: gauc"):

@@ -8,7 +8,7 @@ import torch
 
 from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask
 from ctrmodels.data import Batch, Field, Objective, Schema
-from ctrmodels.nn.embedding import PerFieldEmbedding, UniformEmbedding, pool
+from ctrmodels.nn.embedding import PerFieldEmbedding, UniformEmbedding
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead, build_embedding
 
 SCHEMA = Schema(
@@ -40,9 +40,12 @@ def test_id_spaces_lie_end_to_end_and_a_history_shares_its_items_rows():
 
 
 def test_an_empty_sequence_is_zero_and_padding_counts_for_nothing():
-    rows = torch.randn(2, 3, DIM)
-    assert torch.equal(pool(rows, torch.tensor([[-1, -1, -1], [0, -1, -1]]))[0], torch.zeros(DIM))
-    assert torch.equal(pool(rows, torch.tensor([[-1, -1, -1], [0, -1, -1]]))[1], rows[1, 0])
+    embedding = UniformEmbedding(SCHEMA, DIM)
+    out = embedding(BATCH)
+    assert torch.equal(out[1, 3], torch.zeros(DIM))
+    assert torch.equal(out[1, 4], embedding.table[5 + 6])
+    out[1, 3].sum().backward()
+    assert torch.all(embedding.table.grad == 0)
 
 
 def test_per_field_widths_use_their_own_tables_and_projections():

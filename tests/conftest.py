@@ -1,0 +1,5 @@
+"""What every test runs under."""
+
+import os
+
+os.environ.setdefault("WANDB_MODE", "disabled")  # a stage under test starts no W&B process unless the test asks for one
