@@ -45,10 +45,12 @@ def _columns_are_named(files: Any) -> Any:
 
 
 class Join(Section):
-    """A side table joined to the log: user or item attributes.
+    """A side table joined to the log: user or item attributes. Rows of the log without a match get nulls.
 
-    ``path``, ``format``, ``delimiter``, ``quote``, ``header``, ``columns``, ``encoding`` are as in
-    :class:`Files`; ``key`` is the column that the log and the side table share.
+    Attributes:
+        path: a file, folder or glob.
+        key: the column that the log and the side table share; at most one row of the table per value.
+        format: ``parquet`` or ``csv``, and the keys after it, as for the log.
     """
 
     path: str
@@ -74,10 +76,13 @@ class Files(Section):
             which role (``split: {by: file}``). A relative path starts at the folder that the environment
             variable CTRMODELS_DATA names.
         format: ``parquet`` or ``csv`` (TSV is ``csv`` with ``delimiter: "\\t"``); ``.gz`` and ``.xz`` are read.
+        delimiter: what separates the values of a CSV line; several characters are allowed.
         quote: what encloses a CSV value that holds the delimiter; ``""`` = nothing does.
         header: whether the first line names the columns; ``auto`` = a first line equal to ``columns``.
         columns: names of the columns where no header gives them.
-        null_value: text that stands for a missing value, beside the empty one.
+        encoding: of CSV files: utf-8, latin-1, ascii, utf-16.
+        null_value: text that stands for a missing value, beside the empty one (CSV).
+        join: side tables, such as users and items.
         digest: sha256 of the listing of the files, filled in when a run is planned; a log that changed
             since is refused.
     """
@@ -121,8 +126,12 @@ class Simulated(Section):
 class Build(Section):
     """How ingest builds a history: earlier rows of the same ``by``, in ``order``, for which ``where`` holds.
 
-    All three are columns or Spark SQL expressions. A row's own history stops before its own ``order``: rows of
-    the same moment are not in it.
+    All three are columns or Spark SQL expressions.
+
+    Attributes:
+        by: whose history.
+        order: a time or a number that grows with time; rows of the same moment are not in a row's history.
+        where: the rows that are collected; ``null`` = all.
     """
 
     by: str
@@ -134,6 +143,9 @@ class FieldSpec(Section):
     """One input column; ``of``, ``delimiter``, ``max_length`` and ``build`` belong to sequences.
 
     Attributes:
+        name: of the field from here on: letters, digits and underscores.
+        kind: ``categorical`` (any single value), ``numeric``, or ``sequence`` (a list of values).
+        side: whom the field describes; item fields are what a ranking compares.
         value: Spark SQL expression over the log's columns; ``null`` = the column called ``name``.
         of: the categorical field whose ids the sequence's steps are; ``null`` = an id space of their own.
         delimiter: what separates the steps of a sequence that is stored as text.
@@ -165,7 +177,15 @@ class FieldSpec(Section):
 
 
 class ObjectiveSpec(Section):
-    """One label. ``label`` is a column or a Spark SQL expression; ``after`` names the parent objective."""
+    """One label to predict.
+
+    Attributes:
+        name: of the objective from here on.
+        kind: ``binary`` (0, 1, true, false) or ``regression``.
+        label: a column or a Spark SQL expression; null = unknown.
+        after: the parent objective, listed before: this one can only happen where the parent did, as a
+            purchase after a click. Its label is that of the joint event, on all rows.
+    """
 
     name: Name
     kind: Literal["binary", "regression"] = "binary"
@@ -178,8 +198,16 @@ class Split(Section):
 
     ``time``: by global time, latest rows to ``test``. ``group_time``: the same inside every group.
     ``random``: by a hash of the row. ``column``: the values of ``column`` are the roles' names.
-    ``file``: by the role that ``data.files.path`` gives each file. ``arch`` is carved out of ``train``
-    (its latest part, or a hash share) unless the column or the files give it.
+    ``file``: by the role that ``data.files.path`` gives each file.
+
+    Attributes:
+        by: how.
+        column: a column or Spark SQL expression that is ``train``, ``valid``, ``test`` or ``arch``.
+        arch: share of ``train`` on which architectures are searched: its latest part, or a hash share where
+            there are no times or rows are split at random. A column or files that give ``arch`` themselves
+            are left alone.
+        valid: share of all rows on which choices are made.
+        test: share of all rows that is read once, at the end.
     """
 
     by: Literal["time", "group_time", "random", "column", "file"] = "time"
@@ -200,8 +228,17 @@ class Split(Section):
 class Data(Section):
     """The log: where it is, its fields, its objectives, and its split into roles.
 
-    ``timestamp`` (Unix seconds, a date or a time), ``group`` and ``position`` are columns or Spark SQL
-    expressions.
+    Attributes:
+        source: ``files`` for a log of your own; ``movielens-100k`` is downloaded, ``simulated`` generated.
+        files: where the log of ``source: files`` lies.
+        simulated: what ``source: simulated`` generates.
+        fields: the input columns, one entry each.
+        objectives: the labels, parents before children.
+        timestamp: Unix seconds, a date or a time: a column or a Spark SQL expression.
+        group: the list that a row competes in, for GAUC and NDCG: a request id or else the user; a column
+            or a Spark SQL expression.
+        position: the row's place in the list it was shown in, from 1; a column or a Spark SQL expression.
+        split: which row is trained on, searched on, chosen on, tested on.
     """
 
     source: Annotated[Literal[SOURCES], Field(json_schema_extra=form("Data", "Data source"))]  # type: ignore[valid-type]
@@ -280,7 +317,12 @@ class Training(Section):
 
 
 class Ingest(Section):
-    """Reading the log. ``partitions`` fixes Spark's partition count, so that row order never depends on cores."""
+    """Reading the log.
+
+    Attributes:
+        partitions: files that the ingested log is written to, and partitions of every shuffle. Fixed, so
+            that results never depend on the number of cores; take about one per million rows.
+    """
 
     partitions: Annotated[int, Field(ge=1)] = 4
 

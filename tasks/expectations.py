@@ -9,13 +9,14 @@ This is the only module that imports Great Expectations.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from pyspark.sql import DataFrame
@@ -24,13 +25,20 @@ from ctrmodels.data import ROLES
 from tasks.config import Data, Validate
 
 os.environ["GX_ANALYTICS_ENABLED"] = "False"  # read when the library is imported
+logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells hundreds of lines of itself
 
-import great_expectations as gx
-from great_expectations import expectations as gxe
-from great_expectations.core.run_identifier import RunIdentifier
-from great_expectations.data_context.types.base import ProgressBarsConfig
+import great_expectations as gx  # noqa: E402
+from great_expectations import expectations as gxe  # noqa: E402
+from great_expectations.data_context.types.base import (  # noqa: E402
+    DataContextConfig,
+    InMemoryStoreBackendDefaults,
+    ProgressBarsConfig,
+)
+from great_expectations.expectations.metadata_types import FailureSeverity  # noqa: E402
 
-Severity = Literal["critical", "warning", "info"]
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+RENDERED = re.compile(r"(\?d=)?\d{8}T\d{6}\.\d{6}Z(?!/)")
+CRITICAL, WARNING, INFO = FailureSeverity.CRITICAL, FailureSeverity.WARNING, FailureSeverity.INFO
 SYSTEM = {"_row": "LongType", "_role": "StringType", "_day": "StringType", "_time": "LongType",
           "_group": "StringType", "_position": "IntegerType"}
 # BASIC tells how many rows break a promise; 0 keeps it from quoting their values.
@@ -52,7 +60,7 @@ class Limit:
     fact: str
     low: float | None
     high: float | None
-    severity: Severity
+    severity: FailureSeverity
     reason: str
     key: str
 
@@ -72,7 +80,7 @@ class Verdict:
     """
 
     name: str
-    severity: Severity
+    severity: str
     passed: bool
     observed: Any
     limit: str
@@ -87,16 +95,16 @@ def log_suite(data: Data) -> gx.ExpectationSuite:
     """Expectations on the log: exact columns and types, labels' domain, a child's label implying its parent's."""
     types = columns(data)
     expectations: list[gxe.Expectation] = [gxe.ExpectTableColumnsToMatchSet(
-        column_set=list(types), exact_match=True, severity="critical", **_about(
+        column_set=list(types), exact_match=True, severity=CRITICAL, **_about(
             "columns", "the columns", "The log has the declared columns and no other.", "data.fields"))]
     expectations += [gxe.ExpectColumnValuesToBeOfType(
-        column=name, type_=kind, severity="critical", **_about(
+        column=name, type_=kind, severity=CRITICAL, **_about(
             f"type.{name}", kind, f"Column {name} has the type that its description asks for.", "data.fields"))
         for name, kind in types.items()]
     for o in data.objectives:
         if o.kind == "binary":
             expectations.append(gxe.ExpectColumnValuesToBeInSet(
-                column=o.name, value_set=[0, 1], severity="critical", **_about(
+                column=o.name, value_set=[0, 1], severity=CRITICAL, **_about(
                     f"domain.{o.name}", "0 or 1", f"Every known label of {o.name} is 0 or 1.",
                     "data.objectives")))
         if o.after is not None:
@@ -104,7 +112,7 @@ def log_suite(data: Data) -> gx.ExpectationSuite:
             expectations.append(gxe.UnexpectedRowsExpectation(
                 unexpected_rows_query=f"SELECT `{o.name}`, `{o.after}` FROM {{batch}} "  # noqa: S608 - checked names
                                       f"WHERE `{o.name}` <> 0 AND `{o.after}` = 0",
-                severity="critical" if o.kind == "binary" else "warning", **_about(
+                severity=CRITICAL if o.kind == "binary" else WARNING, **_about(
                     f"implies.{o.name}.{o.after}", "no row",
                     f"{o.name} happens only after {o.after}: no row has the first without the second.",
                     "data.objectives")))
@@ -121,52 +129,55 @@ def columns(data: Data) -> dict[str, str]:
 
 def limits(data: Data, validate: Validate) -> list[Limit]:
     """Every bound that the description and the section ``validate`` put on the facts."""
-    found = [Limit(f"rows.{r}", 1, None, "critical", f"The role {r} has rows.", "data.split") for r in ROLES]
-    found.append(Limit("repeated.rows", None, 0, "critical", "Every row is there once and in one role.",
+    found = [Limit(f"rows.{r}", 1, None, CRITICAL, f"The role {r} has rows.", "data.split") for r in ROLES]
+    found.append(Limit("repeated.rows", None, 0, CRITICAL, "Every row is there once and in one role.",
                        "data.source"))
     if validate.keys:
-        found.append(Limit("repeated.keys", None, 0, "critical",
+        found.append(Limit("repeated.keys", None, 0, CRITICAL,
                            f"{', '.join(validate.keys)} together identify a row.", "validate.keys"))
     if data.split.by in ("time", "group_time"):
-        found += [Limit(f"leakage.{r}", None, 0, "critical",
+        found += [Limit(f"leakage.{r}", None, 0, CRITICAL,
                         f"No row of {r} is earlier than a row of the roles before it.", "data.split")
                   for r in ROLES[1:]]
     for f in data.fields:
         found += _field_limits(f.name, f.kind, f.of is None, validate)
     for o in data.objectives:
-        found.append(Limit(f"known.{o.name}", 1, None, "critical", f"Some label of {o.name} is known.",
+        found.append(Limit(f"known.{o.name}", 1, None, CRITICAL, f"Some label of {o.name} is known.",
                            "data.objectives"))
         if o.kind == "binary":
             low, high = validate.positive_rate
-            found.append(Limit(f"positive_rate.{o.name}", low, high, "critical",
+            found.append(Limit(f"positive_rate.{o.name}", low, high, CRITICAL,
                                f"The share of positives of {o.name} in its sample space is plausible.",
                                "validate.positive_rate"))
     found += [
-        Limit("day_rows.fewest", 0.5, None, "info", "No day has far fewer rows than the median day.", "data.source"),
-        Limit("day_rows.most", None, 2, "info", "No day has far more rows than the median day.", "data.source")]
+        Limit("day_rows.fewest", 0.5, None, INFO, "No day has far fewer rows than the median day.", "data.source"),
+        Limit("day_rows.most", None, 2, INFO, "No day has far more rows than the median day.", "data.source")]
     return found
 
 
 def _field_limits(name: str, kind: str, counted: bool, validate: Validate) -> list[Limit]:
     found = []
     if kind != "sequence" or name in validate.null_rates:
-        found.append(Limit(f"null_rate.{name}", None, validate.null_rates.get(name, validate.max_null_rate),
-                           "critical", f"Enough rows have a value of {name}.", "validate.max_null_rate"))
+        own = name in validate.null_rates
+        found.append(Limit(f"null_rate.{name}", None,
+                           validate.null_rates[name] if own else validate.max_null_rate, CRITICAL,
+                           f"Enough rows have a value of {name}.",
+                           "validate.null_rates" if own else "validate.max_null_rate"))
     if kind == "numeric":
-        found.append(Limit(f"infinite.{name}", None, 0, "critical", f"Every number of {name} is finite.",
+        found.append(Limit(f"infinite.{name}", None, 0, CRITICAL, f"Every number of {name} is finite.",
                            "data.fields"))
     elif counted:
-        found.append(Limit(f"distinct.{name}", 2, None, "warning", f"{name} has more than one value on train.",
+        found.append(Limit(f"distinct.{name}", 2, None, WARNING, f"{name} has more than one value on train.",
                            "data.fields"))
-        found += [Limit(f"unseen.{role}.{name}", None, validate.max_unseen_rate, "warning",
+        found += [Limit(f"unseen.{role}.{name}", None, validate.max_unseen_rate, WARNING,
                         f"Train knows most of the values that {role} has of {name}.", "validate.max_unseen_rate")
                   for role in ROLES[1:]]
     if counted:
         warning, critical = validate.psi
-        reason = f"The distribution of {name} on no day is far from that of the reference day."
-        found.append(Limit(f"psi.{name}", None, warning, "warning", reason, "validate.psi"))
+        reason = f"{name} is distributed on every day much as on the reference day."
+        found.append(Limit(f"psi.{name}", None, warning, WARNING, reason, "validate.psi"))
         if critical is not None:
-            found.append(Limit(f"psi.{name}", None, critical, "critical", reason, "validate.psi"))
+            found.append(Limit(f"psi.{name}", None, critical, CRITICAL, reason, "validate.psi"))
     return found
 
 
@@ -205,14 +216,12 @@ def judge(log: DataFrame, facts: Mapping[str, float], data: Data, bounds: Sequen
         day: the log's last day, by which the pages are dated, so that the same log gives the same pages.
         docs: folder for the Data Docs.
     """
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)  # type: ignore[assignment]
-    for site in context.get_site_names():
-        context.delete_data_docs_site(site)
-    context.add_data_docs_site("docs", {
-        "class_name": "SiteBuilder", "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)}})
-    run = RunIdentifier(run_name="validate", run_time=_date(day))
+    context = gx.get_context(mode="ephemeral", project_config=DataContextConfig(
+        analytics_enabled=False, progress_bars=ProgressBarsConfig(globally=False),
+        store_backend_defaults=InMemoryStoreBackendDefaults(), data_docs_sites={"docs": {
+            "class_name": "SiteBuilder", "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)}}}))
+    run = gx.RunIdentifier(run_name="validate", run_time=_date(day))
     table = pd.DataFrame([dict(facts)])
     verdicts = []
     # persist=False: the library would cache the whole log otherwise.
@@ -221,7 +230,7 @@ def judge(log: DataFrame, facts: Mapping[str, float], data: Data, bounds: Sequen
         batch = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("whole")
         definition = context.validation_definitions.add(gx.ValidationDefinition(
             name=suite.name, data=batch, suite=context.suites.add(suite)))
-        result = definition.run(batch_parameters={"dataframe": frame}, result_format=NO_VALUES, run_id=run)  # type: ignore[arg-type]
+        result = definition.run(batch_parameters={"dataframe": frame}, result_format=NO_VALUES, run_id=run)
         verdicts += [_verdict(r) for r in result.results]
     context.build_data_docs()
     _settle(docs)
@@ -246,6 +255,8 @@ def _verdict(result: Any) -> Verdict:
         observed = "; ".join(f"{k} {', '.join(v)}" for k, v in sorted(mismatch.items())) or len(observed)
     if raw["exception_info"].get("raised_exception", True) and observed is None:
         observed = "could not be checked"
+    if hasattr(observed, "item"):
+        observed = observed.item()
     return Verdict(about["name"], raw["expectation_config"]["severity"], bool(raw["success"]), observed,
                    about["limit"], raw["expectation_config"]["description"], about["key"])
 
@@ -253,7 +264,7 @@ def _verdict(result: Any) -> Verdict:
 def _settle(docs: Path) -> None:
     """Take out of the pages what differs from run to run: random ids and the time of rendering."""
     for page in docs.rglob("*.html"):
-        ids: dict[str, str] = {}
-        text = re.sub(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-                      lambda m, ids=ids: ids.setdefault(m[0], f"id-{len(ids)}"), page.read_text())  # type: ignore[misc]
-        page.write_text(re.sub(r"(\?d=)?\d{8}T\d{6}\.\d{6}Z(?!/)", "", text))
+        text = page.read_text()
+        for i, found in enumerate(dict.fromkeys(UUID.findall(text))):
+            text = text.replace(found, f"id-{i}")
+        page.write_text(RENDERED.sub("", text))

@@ -16,7 +16,6 @@ from pyspark.sql import functions as F
 
 from ctrmodels.data import ROLES
 from ctrmodels.errors import InputError
-from tasks import counts
 from tasks.config import Data
 from tasks.frequency import rows_by_day
 

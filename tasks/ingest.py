@@ -21,11 +21,12 @@ def run(stage: Stage) -> None:
     from pyspark.sql import functions as F
 
     data, partitions = stage.params.data, stage.params.ingest.partitions
+    scratch = stage.scratch.resolve()
     with stage.timed("source"):
-        described = sources.prepare(data, stage.scratch, stage.out)
+        described = sources.prepare(data, scratch, stage.out)
     with spark.session("ingest", partitions) as session:
         with stage.timed("check"):
-            log = files.read(session, described, stage.scratch)
+            log = files.read(session, described, scratch)
             prepared = prepare(log, data, partitions)
         with stage.timed("write"), spark.reading(log.where):
             # Equal runs of rows per file, in reading order, wherever the shuffles before have put them.

@@ -41,7 +41,7 @@ def run(stage: Stage) -> None:
     kept = _kept_by_seed(stage)
     if len(kept) > 1:
         stage.metric("kept_pairs.jaccard", float(np.mean(
-            [len(a & b) / len(a | b) for a, b in combinations(kept, 2)])))
+            [len(a & b) / max(len(a | b), 1) for a, b in combinations(kept, 2)])))
 
 
 def _kept_by_seed(stage: Stage) -> list[set[tuple[int, ...]]]:

@@ -85,13 +85,13 @@ def _stop_or_warn(verdicts: list[Verdict], where: str) -> None:
     """
     broken = [v for v in verdicts if not v.passed]
     for v in broken:
-        log.warning("%s: %s = %s, expected %s. %s", v.severity, v.name, _shown(v.observed), v.limit, v.reason)
+        log.warning("%s: %s = %s, expected %s (%s)", v.severity, v.name, _shown(v.observed), v.limit, v.reason)
     critical = [v for v in broken if v.severity == "critical"]
     if critical:
         first = critical[0]
         others = f" (and {len(critical) - 1} more, listed above)" if len(critical) > 1 else ""
         raise DataContractError(where, first.name, first.observed, f"expected {first.limit}{others}",
-                                f"mend the log, or its description at {first.key} in params.yaml")
+                                f"mend the log, or change {first.key} in params.yaml")
 
 
 def _write(stage: Stage, verdicts: list[Verdict], unchecked: list[Limit]) -> None:
@@ -110,7 +110,8 @@ def _record(stage: Stage, verdicts: list[Verdict], unchecked: list[Limit], found
     values: list[list[Any]] = [
         [v.name, v.severity, _shown(v.observed), v.limit, "passed" if v.passed else "broken", v.reason]
         for v in sorted(verdicts, key=lambda v: v.passed)]
-    values += [[b.fact, b.severity, None, expectations.in_words(b), "not applicable", b.reason] for b in unchecked]
+    values += [[b.fact, b.severity.value, None, expectations.in_words(b), "not applicable", b.reason]
+               for b in unchecked]
     stage.figure(Figure(
         "expectations", "The data contract", "table",
         "What the log's description promises and what was found. A broken critical promise stops the run, so "

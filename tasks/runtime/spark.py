@@ -149,11 +149,17 @@ def explain(error: Exception) -> str:
 
 def _causes(error: Exception) -> Iterator[tuple[str, str]]:
     """(condition, message) from the outermost to the innermost cause; the condition is empty where there is none."""
+    from py4j.java_gateway import is_instance_of
+    from pyspark import SparkContext
+
     cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
-    if cause is None:
+    context = SparkContext._active_spark_context
+    if cause is None or context is None:
         yield "", " ".join(str(error).split())
+        return
     while cause is not None:
-        condition = cause.getCondition() if hasattr(cause, "getCondition") else None
+        known = is_instance_of(context._gateway, cause, "org.apache.spark.SparkThrowable")
+        condition = cause.getCondition() if known else None
         text = str(cause.getMessage() or cause.getClass().getSimpleName()).split("SQLSTATE")[0]
         yield str(condition or ""), " ".join(text.split())
         cause = cause.getCause()

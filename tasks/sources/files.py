@@ -75,11 +75,11 @@ def digest(files: Files) -> str:
     Raises:
         InputError: a path matches no file.
     """
-    lines, root = [], os.environ.get(ROOT, "")
+    lines, root = [], Path(os.environ.get(ROOT) or "/").resolve()
     for role, path in [*_by_role(files), *(("join", join.path) for join in files.join)]:
         for found in _list(path, "data.files.path"):
             facts = None if _remote(found) else Path(found).stat()
-            name = os.path.relpath(found, root) if root and found.startswith(root) else found
+            name = Path(found).relative_to(root) if facts and Path(found).is_relative_to(root) else found
             lines.append(f"{role} {name}" + (f" {facts.st_size} {facts.st_mtime_ns}" if facts else ""))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -98,15 +98,15 @@ def read(spark: SparkSession, files: Files, scratch: Path) -> Log:
     where = str(files.path) if isinstance(files.path, str) else ", ".join(sorted(files.path))
     frame, order = None, []
     for part, (role, path) in enumerate(_by_role(files)):
-        paths = [_unpack(p, scratch / f"part-{part}-{i}") for i, p in enumerate(_list(path, "data.files.path"))]
+        paths = _unpacked(_list(path, "data.files.path"), scratch / f"part-{part}")
         piece = _scan(spark, files, paths, role, part)
         order += paths
         frame = piece if frame is None else _append(frame, piece, where)
     assert frame is not None  # a mapping of roles without an entry is refused by _by_role
     partitioned = any(f"/{PARTITION}" in path for path in frame.inputFiles())
     numbered, rows = _number(spark, frame, order, where)
-    for join in files.join:
-        numbered = _join(spark, numbered, join, scratch, where)
+    for number, join in enumerate(files.join):
+        numbered = _join(spark, numbered, join, number, scratch, where)
     return Log(numbered, rows, partitioned, where)
 
 
@@ -123,12 +123,12 @@ def _by_role(files: Files) -> list[tuple[str | None, str]]:
     """(role, path) in a fixed order; the role is ``None`` where the files do not give it."""
     if isinstance(files.path, str):
         return [(None, files.path)]
-    if not files.path:
-        raise InputError("params.yaml", "data.files.path", {}, "names no file", "give a path, or a path per role")
     pairs: list[tuple[str | None, str]] = []
     for role in sorted(files.path, key=ROLES.index):
         paths = files.path[role]
         pairs += [(role, path) for path in ([paths] if isinstance(paths, str) else paths)]
+    if not pairs:
+        raise InputError("params.yaml", "data.files.path", files.path, "names no file", "give a path per role")
     return pairs
 
 
@@ -145,7 +145,8 @@ def _list(path: str, key: str) -> list[str]:
         if not root:
             raise InputError("environment", ROOT, None, f"not set, and {key} = {path!r} is relative to it",
                              f"set {ROOT} to the folder of your logs, or give an absolute path")
-        path = str(Path(root) / path)
+        path = str(Path(root, path))
+    path = str(Path(path).resolve())  # Spark reports files by such paths
     anchor = Path(path).anchor
     matches = sorted(Path(anchor).glob(path.removeprefix(anchor))) or [Path(path)]
     found = [file for match in matches for file in ([match] if match.is_file() else sorted(match.rglob("*")))
@@ -160,20 +161,23 @@ def _hidden(part: str) -> bool:
     return part.startswith((".", "_"))
 
 
-def _unpack(path: str, folder: Path) -> str:
-    """``path`` itself, or for a ``.xz`` file its content in ``folder``, under the same ``day=`` folder."""
-    if _remote(path) or not path.endswith(".xz"):
-        return path
-    source = Path(path)
-    day = source.parent.name if source.parent.name.startswith(PARTITION) else "."
-    target = folder / day / source.stem
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with lzma.open(source) as packed, target.open("wb") as plain:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-    except (lzma.LZMAError, EOFError) as error:
-        raise InputError(path, "format", type(error).__name__, "not a whole .xz file", "restore the file") from error
-    return str(target)
+def _unpacked(paths: Sequence[str], folder: Path) -> list[str]:
+    """``paths``, with the content of each ``.xz`` file in ``folder`` in its place, under the same ``day=`` folder."""
+    found = []
+    for number, path in enumerate(paths):
+        if path.endswith(".xz") and not _remote(path):
+            day = Path(path).parent.name
+            target = folder / (day if day.startswith(PARTITION) else "") / f"{number:05d}-{Path(path).stem}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with lzma.open(path) as packed, target.open("wb") as plain:
+                    shutil.copyfileobj(packed, plain, 1 << 20)
+            except (lzma.LZMAError, EOFError) as error:
+                raise InputError(path, "format", type(error).__name__, "not a whole .xz file",
+                                 "restore the file") from error
+            path = str(target)
+        found.append(path)
+    return found
 
 
 # --- reading --------------------------------------------------------------------------------------------
@@ -313,13 +317,14 @@ def _number(spark: SparkSession, frame: DataFrame, order: Sequence[str], where: 
     return joined.withColumn("_row", F.col("_id") + F.col("_shift")).drop(*keys, "_id", "_shift"), rows
 
 
-def _join(spark: SparkSession, frame: DataFrame, join: Join, scratch: Path, where: str) -> DataFrame:
+def _join(spark: SparkSession, frame: DataFrame, join: Join, number: int, scratch: Path,
+          where: str) -> DataFrame:
     """``frame`` with the columns of a side table, null where it has no row for the key."""
     from pyspark.sql import functions as F
 
     from tasks.runtime.spark import reading
 
-    paths = [_unpack(p, scratch / f"join-{join.key}-{i}") for i, p in enumerate(_list(join.path, "data.files.join"))]
+    paths = _unpacked(_list(join.path, "data.files.join"), scratch / f"join-{number}")
     side = _load(spark, join, paths)
     for place, columns in ((where, frame.columns), (join.path, side.columns)):
         if join.key not in columns:

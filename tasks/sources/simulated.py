@@ -15,7 +15,7 @@ def prepare(data: Data, scratch: Path, out: Path) -> Files:
     Raises:
         InputError: the parameters do not fit together.
     """
-    folder = scratch.resolve() / "simulated"
+    folder = scratch / "simulated"
     shutil.rmtree(folder, ignore_errors=True)  # a killed attempt may have left one that is not whole
     Simulator(SimulatorConfig(**data.simulated.model_dump())).write(folder, out / "truth")
     return Files(path=str(folder))

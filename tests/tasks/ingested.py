@@ -25,7 +25,7 @@ FIELDS: list[dict[str, Any]] = [
 OBJECTIVES: list[dict[str, Any]] = [
     {"name": "click", "kind": "binary", "label": "click"},
     {"name": "buy", "kind": "binary", "label": "buy", "after": "click"},
-    {"name": "dwell", "kind": "regression", "label": "dwell"},
+    {"name": "dwell", "kind": "regression", "label": "dwell", "after": "click"},
 ]
 
 
@@ -69,14 +69,14 @@ def _ids(rng: np.random.Generator, rows: int, values: int, prefix: str) -> np.nd
     return ids
 
 
-def write(root: Path, frame: pd.DataFrame, parts: int = 3) -> None:
-    """Write ``frame`` as the output of ``ingest`` of the workspace ``root``."""
+def write(root: Path, frame: pd.DataFrame, parts: int = 3, **types: pa.DataType) -> None:
+    """Write ``frame`` as the output of ``ingest`` of the workspace ``root``; ``types`` by column."""
     folder = root / "outputs" / "ingest" / "log"
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {"tags": pa.list_(pa.string()), "history": pa.list_(pa.string()), "click": pa.int8(),
              "buy": pa.int8(), "price": pa.float64(), "constant": pa.float64(), "dwell": pa.float64(),
              "_row": pa.int64(), "_time": pa.int64(), "_position": pa.int32()}
-    schema = pa.schema([(c, kinds.get(c, pa.string())) for c in frame.columns])
+    schema = pa.schema([(c, types.get(c, kinds.get(c, pa.string()))) for c in frame.columns])
     size = -(-len(frame) // parts)
     for i in range(parts):
         table = pa.Table.from_pandas(frame.iloc[i * size:(i + 1) * size], schema=schema, preserve_index=False)

@@ -48,11 +48,7 @@ class AutoFIS:
         return host.build(rows.schema, host.complete(full, rows.schema), gate_init=self.gate_init)
 
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
-        """The pairs whose gate is not zero at the end.
-
-        Raises:
-            RuntimeError: no pair is left.
-        """
+        """The pairs whose gate is not zero at the end; none, if no pair helps or the threshold is too high."""
         seed_everything(seed)
         config = host.train
         device = resolve_device(config.device)
@@ -79,8 +75,6 @@ class AutoFIS:
         strength = gates.detach().cpu().numpy()[:, 0]
         kept = tuple(replace(pair, strength=float(a))
                      for pair, a in zip(all_pairs(rows.schema), strength, strict=True) if a != 0.0)
-        if not kept:
-            raise RuntimeError("AutoFIS dropped every pair: lower search_interaction.autofis.target_threshold")
         found.trace.append({"strength": [round(float(a), 6) for a in strength]})
         found.specs[self.name] = ArchSpec.of(rows.schema, self.name, host.dim, interactions=kept, seed=seed,
                                              config=configuration(self))

@@ -92,7 +92,8 @@ def test_finish_puts_the_lock_on_top_and_can_be_repeated(project: FakeProject) -
 
 
 def test_branches_are_valid_names_and_differ_between_runs(project: FakeProject) -> None:
-    ids = ["plain", "manual__2026-11-21T10:00:00+00:00", "manual__2026-11-21T10-00-00-00-00", "..", "a.lock", "a-lock", "-x"]
+    ids = ["plain", "manual__2026-11-21T10:00:00+00:00", "manual__2026-11-21T10-00-00-00-00", "..", "a.lock",
+           "a-lock", "-x"]
     names = [revision.branch(run_id) for run_id in ids]
     assert len(set(names)) == len(ids)
     assert names[0] == "runs/plain"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -119,20 +120,23 @@ def test_dvc_repro_in_the_checkout_gives_the_same_hashes(finished: tuple[FakePro
 
 
 def test_runs_with_different_parameters_do_not_disturb_each_other(project: FakeProject) -> None:
+    def run(epochs: int) -> dict[str, Any]:
+        name = f"epochs{epochs}"
+        commit = revision.begin(project.path, name, {"training.epochs": epochs})
+        first, _ = attempt(project, "ingest", name, commit, [])
+        return first | attempt(project, SEARCHES[0], name, commit, [first])[0]
+
     with ThreadPoolExecutor() as pool:
-        runs = {epochs: pool.submit(chain, project, f"epochs{epochs}", {"training.epochs": epochs})
-                for epochs in (3, 4)}
-    for epochs, future in runs.items():
-        final, cached = future.result()
-        assert cached == [False] * 4
-        assert revision.params(project.path, final)["training"]["epochs"] == epochs
-        clone = project.path.parent / f"clone{epochs}"
-        project.git("clone", "--quiet", "--branch", f"runs/epochs{epochs}", str(project.path), str(clone))
-        dvc(clone, "cache", "dir", "--local", str(project.path / ".dvc" / "cache"))
-        dvc(clone, "checkout")
-        text = (clone / "outputs" / "report" / "result.txt").read_text()
-        assert text.count(f"epochs={epochs}") == 6
-        assert "epochs=3" not in text or "epochs=4" not in text
+        locks = list(pool.map(run, (3, 4)))
+
+    assert sorted(project.executed()) == sorted(["ingest", SEARCHES[0]] * 2)
+    for epochs, lock in zip((3, 4), locks, strict=True):
+        assert lock["ingest"]["params"]["params.yaml"]["training"]["epochs"] == epochs
+        digest = lock[SEARCHES[0]]["outs"][1]["md5"]
+        cache = project.path / ".dvc" / "cache" / "files" / "md5"
+        (file,) = json.loads((cache / digest[:2] / digest[2:]).read_text())
+        text = (cache / file["md5"][:2] / file["md5"][2:]).read_text()
+        assert text.count(f"epochs={epochs}") == text.count("epochs=") == 2
 
 
 def test_refused_input_is_told_in_the_stages_own_line_and_leaves_nothing(project: FakeProject) -> None:
@@ -147,7 +151,7 @@ def test_refused_input_is_told_in_the_stages_own_line_and_leaves_nothing(project
 def test_a_fault_may_be_retried(project: FakeProject) -> None:
     commit = revision.begin(project.path, "fault", {})
     (project.control / "break ingest").touch()
-    with pytest.raises(StageFailed, match="dvc repro of ingest ended with status 1:\n(.*\n)*broken once"):
+    with pytest.raises(StageFailed, match=r"dvc repro of ingest ended with status 1:\n(.*\n)*broken once"):
         attempt(project, "ingest", "fault", commit, [])
     assert attempt(project, "ingest", "fault", commit, [])[1] is False
 
@@ -224,21 +228,14 @@ def test_a_remote_carries_results_to_a_machine_without_the_cache(project: FakePr
     assert second[SEARCHES[0]]["deps"][0]["md5"] == first["ingest"]["outs"][0]["md5"]
 
 
-def test_only_what_the_stage_reads_is_fetched(project: FakeProject) -> None:
+def test_a_stage_finds_what_it_reads_and_leaves_pages(project: FakeProject) -> None:
     commit = revision.begin(project.path, "inputs", FORM)
     first, _ = attempt(project, "ingest", "inputs", commit, [])
-    with open_workspace(project.path, "report", "inputs", commit) as workspace:
+    with open_workspace(project.path, SEARCHES[0], "inputs", commit) as workspace:
         workspace.prepare(commit, [first])
-        files = sorted(str(p.relative_to(workspace.path)) for p in (workspace.path / "outputs").rglob("*.*"))
-        assert files == ["outputs/ingest/result.txt"]
-        assert (workspace.path / "outputs/ingest/result.txt").stat().st_mode & 0o222 == 0
-
-
-def test_pages_are_those_that_the_stage_recorded(project: FakeProject) -> None:
-    commit = revision.begin(project.path, "pages", {})
-    first, _ = attempt(project, "ingest", "pages", commit, [])
-    with open_workspace(project.path, SEARCHES[0], "pages", commit) as workspace:
-        workspace.prepare(commit, [first])
+        files = [p for p in (workspace.path / "outputs").rglob("*") if p.is_file()]
+        assert files == [workspace.path / "outputs" / "ingest" / "result.txt"]
+        assert files[0].stat().st_mode & 0o222 == 0
         assert workspace.pages() == {}
         workspace.reproduce()
         assert workspace.pages() == {"W&B run": f"https://w/{SEARCHES[0]}"}

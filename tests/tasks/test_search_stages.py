@@ -1,0 +1,130 @@
+"""The search and select stages, one after the other, on a small planted log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ctrmodels.archspec import ArchSpec, PerField, ValueMask
+from ctrmodels.data import Schema
+from ctrmodels.data.planted import planted_widths
+from ctrmodels.errors import InputError
+from tasks import config, search_embedding, search_interaction, select_embedding, select_interaction
+from tasks.runtime import manifest
+from tasks.runtime.stage import Stage, execute
+
+
+def raw_params() -> dict:
+    return {
+        "data": {"source": "simulated", "fields": [{"name": f"f{i}", "kind": "categorical"} for i in range(8)],
+                 "objectives": [{"name": "click", "label": "click"}], "split": {"by": "random"}},
+        "training": {"embedding_dim": 8, "hidden": [8], "epochs": 2, "batch_size": 256, "learning_rate": 0.005,
+                     "device": "cpu"},
+        "search_embedding": {"methods": ["uniform", "autodim", "pep"], "seeds": 2,
+                             "autodim": {"candidates": [2, 8], "epochs": 2},
+                             "pep": {"targets": [0.7, 0.5], "learning_rate": 0.2}},
+        "search_interaction": {"methods": ["all_pairs", "autofis"], "seeds": 2, "autofis": {"epochs": 1}},
+        "retrain": {"models": ["shared_bottom"]},
+    }
+
+
+def run(root: Path, name: str, module, key: str | None = None, raw: dict | None = None) -> Path:
+    stage = Stage(name, key, config.parse(raw or raw_params(), "params.yaml"), root)
+    execute(stage, module.run)
+    return stage.final
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every search stage done."""
+    root = tmp_path_factory.mktemp("search")
+    planted_widths(0, rows=3000).save(root / "outputs/encode")
+    manifest.write(root / "outputs/encode")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CTRMODELS_WORKERS", "1")
+        for key in ("uniform", "autodim", "pep"):
+            run(root, "search_embedding", search_embedding, key)
+        run(root, "select_embedding", select_embedding)
+        for key in ("all_pairs", "autofis"):
+            run(root, "search_interaction", search_interaction, key)
+        run(root, "select_interaction", select_interaction)
+    return root
+
+
+def test_every_method_leaves_specs_candidates_trace_and_figures(workspace):
+    for stage, keys in (("search_embedding", ("uniform", "autodim", "pep")),
+                        ("search_interaction", ("all_pairs", "autofis"))):
+        for key in keys:
+            folder = workspace / "outputs" / stage / key
+            manifest.verify(folder)
+            candidates = json.loads((folder / "candidates.json").read_text())
+            for c in candidates:
+                assert len(c["valid"]["auc"]) == 2
+                if c["spec"]:
+                    ArchSpec.load(folder / c["spec"]).check(Schema.load(workspace / "outputs/encode/schema.json"))
+            assert (folder / "trace.jsonl").stat().st_size
+            assert list((folder / "figures").glob("*.json"))
+    pep = workspace / "outputs/search_embedding/pep"
+    assert isinstance(ArchSpec.load(pep / "specs/pep-0.5").alloc, ValueMask)
+    assert isinstance(ArchSpec.load(workspace / "outputs/search_embedding/autodim/specs/autodim").alloc, PerField)
+
+
+def test_leaderboards_show_controls_beside_every_search_and_mark_one_choice(workspace):
+    for stage, searched in (("select_embedding", {"autodim", "pep-0.7", "pep-0.5"}),
+                            ("select_interaction", {"autofis"})):
+        folder = workspace / "outputs" / stage
+        board = json.loads((folder / "leaderboard.json").read_text())
+        names = {r["candidate"]: r["kind"] for r in board["rows"]}
+        assert {n for n, k in names.items() if k == "searched"} == searched
+        assert {n for n, k in names.items() if k == "random"} == {f"random({n})" for n in searched}
+        assert sum(k == "control" for k in names.values()) == 1
+        chosen = [r["candidate"] for r in board["rows"] if r["chosen"]]
+        assert chosen == [json.loads((folder / "choice.json").read_text())["candidate"]]
+
+
+def test_the_final_spec_is_the_chosen_embedding_with_the_chosen_interactions(workspace):
+    embedding = ArchSpec.load(workspace / "outputs/select_embedding/spec")
+    final = ArchSpec.load(workspace / "outputs/select_interaction/spec")
+    assert embedding.interactions is None
+    assert final.interactions is not None
+    assert type(final.alloc) is type(embedding.alloc)
+    assert final.cost is not None
+
+
+def test_a_second_run_gives_the_same_bytes(workspace, monkeypatch):
+    monkeypatch.setenv("CTRMODELS_WORKERS", "1")
+    for name, module, key in (("search_embedding", search_embedding, "pep"),
+                              ("search_interaction", search_interaction, "autofis"),
+                              ("select_interaction", select_interaction, None)):
+        folder = workspace / "outputs" / name / (key or "")
+        before = results(folder)
+        run(workspace, name, module, key)
+        assert results(folder) == before
+
+
+def test_a_budget_that_nothing_fits_is_refused_in_one_line(workspace):
+    raw = raw_params()
+    raw["select_embedding"] = {"budget": 1e-6}
+    with pytest.raises(InputError, match="select_embedding.budget") as error:
+        run(workspace, "select_embedding", select_embedding, raw=raw)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_search_names_the_stage_to_run(tmp_path):
+    with pytest.raises(InputError, match="dvc repro search_embedding@uniform"):
+        run(tmp_path, "select_embedding", select_embedding)
+
+
+def test_a_spec_of_another_log_is_refused(workspace, tmp_path):
+    planted_widths(1, rows=3000).save(tmp_path / "outputs/encode")
+    ArchSpec.load(workspace / "outputs/select_embedding/spec").save(tmp_path / "outputs/select_embedding/spec")
+    for name in ("encode", "select_embedding"):
+        manifest.write(tmp_path / "outputs" / name)
+    with pytest.raises(InputError, match="_hash"):
+        run(tmp_path, "search_interaction", search_interaction, "all_pairs")
