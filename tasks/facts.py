@@ -7,7 +7,7 @@ one day) is absent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from tasks.frequency import rows_by_day
 
 TOP = 20
 BINS = 10
-DAY_ROWS = 1000
+DAY_DRAWS = 1000
 
 
 def of_summary(data: Data, summary: dict, moments: pd.DataFrame) -> dict[str, float]:
@@ -103,20 +103,23 @@ def reference_day(summary: dict, moments: pd.DataFrame, data: Data, wanted: str 
         raise InputError("params.yaml", "validate.reference_day", wanted, "the log has no such day",
                          f"choose one between {days[0]} and {days[-1]}, or leave the key out")
     rows = rows_by_day(moments, data).groupby("day")["rows"].sum()
-    large = rows[rows >= DAY_ROWS].index.tolist()
+    large = rows[rows >= DAY_DRAWS].index.tolist()
     return wanted if wanted is not None else (large[0] if large else None)
 
 
-def drift(bins: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Population stability index of every field on every day of 1000 rows or more, against ``reference``.
+def drift(bins: pd.DataFrame, reference: str, units: Mapping[str, pd.Series] | None = None) -> pd.DataFrame:
+    """Population stability index of every field on every sufficiently large day, against ``reference``.
 
     The index is Σ (q − p) ln(q / p) over the bins' shares p on the reference day and q on the other, each
     count raised by ½ so that an empty bin has a logarithm. Where nothing drifts it still averages about
-    (B − 1)(1/N + 1/M) for B bins and days of N and M rows (Yurdakul and Naranjo 2020); that is taken off.
+    (B − 1)(1/N + 1/M) for B bins and days of N and M independent draws (Yurdakul and Naranjo 2020); that is
+    taken off. Days of fewer than 1000 draws are not judged.
 
     Args:
         bins: ``field``, ``day``, ``bin``, ``count``.
         reference: the day to compare with.
+        units: field → draws by day, where these are not the rows: all rows of a user repeat what is known of
+            that user, so that fields of users are drawn once per user.
 
     Returns:
         ``field``, ``day``, ``psi`` for every other such day.
@@ -124,16 +127,18 @@ def drift(bins: pd.DataFrame, reference: str) -> pd.DataFrame:
     found = []
     for name, part in bins.groupby("field", sort=True):
         wide = part.pivot_table(index="day", columns="bin", values="count", aggfunc="sum", fill_value=0)
-        if reference not in wide.index:
+        draws = (units or {}).get(str(name), wide.sum(axis=1))
+        large = [day for day in wide.index if draws[day] >= DAY_DRAWS]
+        if reference not in large:
             continue
-        rows = wide.sum(axis=1)
         shares = (wide + 0.5).div((wide + 0.5).sum(axis=1), axis=0)
         p = shares.loc[reference]
-        for day in wide.index[(rows >= DAY_ROWS) & (wide.index != reference)]:
-            q = shares.loc[day]
-            noise = (wide.shape[1] - 1) * (1 / rows[reference] + 1 / rows[day])
-            found.append({"field": name, "day": day,
-                          "psi": max(float(((q - p) * np.log(q / p)).sum()) - noise, 0.0)})
+        for day in large:
+            if day != reference:
+                q = shares.loc[day]
+                noise = (wide.shape[1] - 1) * (1 / draws[reference] + 1 / draws[day])
+                found.append({"field": name, "day": day,
+                              "psi": max(float(((q - p) * np.log(q / p)).sum()) - noise, 0.0)})
     return pd.DataFrame(found, columns=["field", "day", "psi"])
 
 
@@ -173,8 +178,13 @@ def worst_day(drifted: pd.DataFrame) -> pd.DataFrame:
 
 def of_drift(table: DataFrame, log: DataFrame, data: Data, quantiles: np.ndarray, reference: str) -> pd.DataFrame:
     """:func:`drift` of all fields that are counted by value or numeric."""
+    users = [f.name for f in data.fields if f.side == "user"]
+    units = {}
+    if users and data.group is not None:
+        groups = log.groupBy("_day").agg(F.count_distinct("_group").alias("groups")).toArrow().to_pandas()
+        units = dict.fromkeys(users, groups.set_index("_day")["groups"])
     numeric = [f.name for f in data.fields if f.kind == "numeric"]
     bins = [value_bins(table, reference)]
     if numeric:
         bins.append(number_bins(log, numeric, quantiles))
-    return drift(pd.concat(bins, ignore_index=True), reference)
+    return drift(pd.concat(bins, ignore_index=True), reference, units)

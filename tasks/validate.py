@@ -54,7 +54,7 @@ def run(stage: Stage) -> None:
     _write(stage, verdicts, unchecked)
     drifted.to_parquet(stage.out / "drift.parquet", index=False)
     _record(stage, verdicts, unchecked, found)
-    if reference is not None:
+    if reference is not None and len(worst):
         stage.figure(_drift_figure(worst, reference, validate))
 
 
@@ -123,7 +123,8 @@ def _drift_figure(worst: pd.DataFrame, reference: str, validate: Validate) -> Fi
     return Figure(
         "drift", "Drift by field", "bar",
         f"Population stability index of each field on its most different day, against {reference}; days of "
-        f"fewer than {facts.DAY_ROWS} rows are left out. Above {validate.psi[0]:g} it is reported.",
+        f"fewer than {facts.DAY_DRAWS} rows (for fields of users: groups) are left out. "
+        f"Above {validate.psi[0]:g} it is reported.",
         Axis("field"), Axis("stability index"),
         [Series("largest index", worst["field"].tolist(), worst["psi"].tolist())])
 

@@ -82,7 +82,7 @@ def install(extras: list[str]) -> None:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     target = f"{PROJECT}[{','.join(extras)}]" if extras else str(PROJECT)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(PROJECT / "constraints.txt"),
+    command = [str(python), "-m", "pip", "install", "-qq", "--constraint", str(PROJECT / "constraints.txt"),
                "--editable", target]
     if subprocess.run(command, check=False).returncode:
         sys.exit("pip could not install the project: it needs a package index (see the lines above)")

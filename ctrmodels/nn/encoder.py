@@ -77,10 +77,10 @@ class FeatureEncoder(nn.Module):
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
         self.embedding = embedding if embedding is not None else build_embedding(schema, spec)
-        self.products = PairProducts(spec.interactions)
+        self.n_fields = self.embedding.spaces.n_fields
+        self.products = PairProducts(spec.interactions, self.n_fields)
         self.dropout = nn.Dropout(dropout)
         self.l2 = l2
-        self.n_fields = self.embedding.spaces.n_fields
         self.width = self.n_fields * spec.out_dim + len(schema.numeric_fields)
         self.n_pairs = len(spec.interactions)
 

@@ -17,22 +17,19 @@ class PairProducts(nn.Module):
     matrix product instead of 741 gathered copies.
     """
 
-    left: Tensor
-    right: Tensor
+    cells: Tensor
 
-    def __init__(self, interactions: Sequence[Interaction]) -> None:
+    def __init__(self, interactions: Sequence[Interaction], n_fields: int) -> None:
         super().__init__()
         if any(len(i.fields) != 2 for i in interactions):
             raise ValueError("an inner product has two fields")
-        self.register_buffer("left", torch.tensor([i.fields[0] for i in interactions], dtype=torch.long),
-                             persistent=False)
-        self.register_buffer("right", torch.tensor([i.fields[1] for i in interactions], dtype=torch.long),
-                             persistent=False)
+        cells = [i.fields[0] * n_fields + i.fields[1] for i in interactions]
+        self.register_buffer("cells", torch.tensor(cells, dtype=torch.long), persistent=False)
 
     def __len__(self) -> int:
-        return self.left.numel()
+        return self.cells.numel()
 
     def forward(self, fields: Tensor) -> Tensor:
         """[B, F, D] → [B, M]."""
         gram = torch.bmm(fields, fields.transpose(1, 2))  # [B, F, F]
-        return gram[:, self.left, self.right]
+        return gram.flatten(1).index_select(1, self.cells)

@@ -41,6 +41,8 @@ def embedded(project: Path, given: Mapping[str, str] = os.environ) -> dict[str, 
         # Two installations on one machine differ in the port of their UI; these follow it.
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(port + 713),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(port + 714),
+        "CTRMODELS_REPORTS": str(home / "reports"),
+        "CTRMODELS_REPORTS_URL": f"http://127.0.0.1:{port + 1}",  # served by `make ui`
         "SCARF_ANALYTICS": "false",
         "DO_NOT_TRACK": "1",
         "DVC_NO_ANALYTICS": "1",

@@ -16,11 +16,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +45,7 @@ def main(arguments: Sequence[str], project: Path) -> int:
     try:
         with _only_scheduler(home):
             _prepare(home)
+            _close_abandoned_runs(home / "unfinished")
             return {"run": run, "ui": ui}[arguments[0]](project, home)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -55,8 +59,11 @@ def run(project: Path, home: Path) -> int:
     """Run the DAG once and print what came out."""
     log = home / "logs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.log"
     print(f"Running {DAG_ID}; everything it prints goes to {log}", flush=True)
+    unfinished = home / "unfinished"
     with _output_to(log) as terminal:
+        unfinished.touch()
         run_id, state = _run_dag(project, terminal)
+        unfinished.unlink()
     if state != "success":
         print(f"\nThe run failed. Its log: {log}", file=sys.stderr)
         return 1
@@ -71,13 +78,14 @@ def ui(project: Path, home: Path) -> int:
     """Serve Airflow until it is interrupted."""
     address = os.environ["AIRFLOW__API__BASE_URL"]
     host, port = os.environ["AIRFLOW__API__HOST"], int(os.environ["AIRFLOW__API__PORT"])
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError("environment", "AIRFLOW__API__PORT", port, f"cannot listen there ({error})",
-                             "choose another: make ui PORT=8081") from None
+    for wanted in (port, port + 1):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, wanted))
+            except OSError as error:
+                raise InputError("environment", "AIRFLOW__API__PORT", port, f"port {wanted} cannot be used ({error})",
+                                 f"choose another: make ui PORT={port + 10}") from None
     log = home / "logs" / "ui.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"Starting Airflow; it prints to {log}", flush=True)
@@ -86,6 +94,7 @@ def ui(project: Path, home: Path) -> int:
         server = subprocess.Popen(["airflow", "standalone"], stdout=stream, stderr=subprocess.STDOUT,
                                   start_new_session=True)
         try:
+            _serve_reports(Path(os.environ["CTRMODELS_REPORTS"]), port + 1)
             _await_health(server, f"{address}/api/v2/monitor/health")
             access = "no login: it answers this machine only" if host == "127.0.0.1" else "log in"
             print(f"Airflow is ready at {address}/dags/{DAG_ID} ({access}). Ctrl-C stops it.", flush=True)
@@ -156,6 +165,22 @@ def _prepare(home: Path) -> None:
         stamp.write_text(wanted)
 
 
+def _close_abandoned_runs(marker: Path) -> None:
+    """Mark runs as failed whose `make run` was killed, or the UI's scheduler would go on with them."""
+    if marker.exists():
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+        from airflow.utils.state import DagRunState
+        from airflow.utils.types import DagRunTriggeredByType
+        from sqlalchemy import select
+
+        with create_session() as session:
+            for abandoned in session.scalars(select(DagRun).where(
+                    DagRun.state == DagRunState.RUNNING, DagRun.triggered_by == DagRunTriggeredByType.TEST)):
+                abandoned.state = DagRunState.FAILED
+        marker.unlink()
+
+
 @contextmanager
 def _output_to(path: Path) -> Iterator[IO[str]]:
     """Send what this process and its children print to ``path``; yields the terminal."""
@@ -172,6 +197,18 @@ def _output_to(path: Path) -> Iterator[IO[str]]:
             os.dup2(terminal.fileno(), 1)
             os.dup2(error, 2)
             os.close(error)
+
+
+def _serve_reports(folder: Path, port: int) -> None:
+    """Serve the reports of all runs, to which the UI links, to this machine as long as this process lives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Requests are not worth a line."""
 
 
 def _await_health(server: subprocess.Popen[bytes], url: str) -> None:

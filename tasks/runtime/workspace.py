@@ -83,13 +83,26 @@ class Workspace:
 
     def pages(self) -> dict[str, str]:
         """Addresses of what the stage left to look at, by the name of the link that leads there."""
-        found = {"Revision": revision.page(self.repository, self.environment["CTRMODELS_REVISION"])}
+        found = {"Revision": revision.page(self.repository, self.environment["CTRMODELS_REVISION"]),
+                 "Report": self._publish_report()}
         try:
             identity = json.loads((self.path / "measurements" / f"{self.stage}.json").read_text())
-            found["W&B run"] = str(identity["wandb"]["url"])
+            found["W&B run"] = identity["wandb"]["url"]
         except (OSError, ValueError, KeyError, TypeError):
             log.debug("%s was not published to W&B", self.stage)
         return {name: url for name, url in found.items() if url}
+
+    def _publish_report(self) -> str:
+        """Copy the report, if the stage wrote one, to CTRMODELS_REPORTS; its address there."""
+        page, folder = self.path / "outputs" / self.stage / "report.html", os.environ.get("CTRMODELS_REPORTS")
+        if not folder or not page.is_file():
+            return ""
+        run = revision.branch(self.environment["CTRMODELS_RUN_ID"])
+        target = Path(folder) / run / page.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(page, target)
+        site = os.environ.get("CTRMODELS_REPORTS_URL")
+        return f"{site}/{run}/{page.name}" if site else target.as_uri()
 
     def stop(self) -> None:
         """End the running command; the stage dies with DVC."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 
+import psutil
 import pytest
 
 from tests.support.fake_project import ROOT, FakeProject
@@ -14,11 +18,17 @@ from tests.support.fake_project import ROOT, FakeProject
 STAGES = ["ingest", "search_embedding@uniform", "search_embedding@pep", "report"]
 
 
-def make_run(project: FakeProject) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    return subprocess.run(
+def started(project: FakeProject) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "CTRMODELS"))}
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.support.run_at_once", str(project.path)], cwd=ROOT, text=True,
-        env={**environment, "FAKE_CONTROL": str(project.control)}, capture_output=True, check=False)
+        env={**environment, "FAKE_CONTROL": str(project.control)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def make_run(project: FakeProject) -> subprocess.CompletedProcess[str]:
+    process = started(project)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +79,25 @@ def test_refused_input_ends_the_run_at_the_first_attempt_with_one_line(ran: tupl
     assert "trying again" not in done.stdout
     assert project.executed() == ["ingest"]
     assert "The run failed. Its log:" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process_and_no_run_behind(project: FakeProject) -> None:
+    (project.control / "hold ingest").touch()
+    process = started(project)
+    deadline = time.monotonic() + 300
+    while not (project.control / "pid ingest").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    (project.control / "hold ingest").unlink()
+
+    assert make_run(project).returncode == 0
+
+    with closing(sqlite3.connect(project.path / ".airflow" / "airflow.db")) as database:
+        states = [state for state, in database.execute("select state from dag_run order by id")]
+    assert states == ["failed", "success"]

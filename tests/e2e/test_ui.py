@@ -54,7 +54,7 @@ class Api:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeProject, Api, subprocess.Popen[str]]]:
     """A project whose UI is open; interrupted at the end if a test has not done so."""
     project, port = FakeProject(tmp_path_factory.mktemp("served")), free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "CTRMODELS"))}
     environment |= {"AIRFLOW__API__PORT": str(port), "FAKE_CONTROL": str(project.control)}
     server = subprocess.Popen([sys.executable, "-c", SERVE, str(project.path)], cwd=ROOT, env=environment,
                               text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -115,6 +115,9 @@ def test_a_run_triggered_with_form_values_succeeds(
     links = api("GET", f"/api/v2/dags/ctr_automl/dagRuns/{run}/taskInstances/search_embedding/links"
                        "?map_index=0")["extra_links"]
     assert links["W&B run"] == "https://w/search_embedding@uniform"
+    links = api("GET", f"/api/v2/dags/ctr_automl/dagRuns/{run}/taskInstances/report/links")["extra_links"]
+    with urllib.request.urlopen(links["Report"], timeout=60) as page:  # noqa: S310 - an http address of ours
+        assert page.read() == b"<p>the report</p>"
 
 
 def test_a_value_outside_the_form_is_refused(served: tuple[FakeProject, Api, subprocess.Popen[str]]) -> None:
@@ -127,7 +130,7 @@ def test_a_value_outside_the_form_is_refused(served: tuple[FakeProject, Api, sub
 
 def test_a_second_scheduler_is_refused(served: tuple[FakeProject, Api, subprocess.Popen[str]]) -> None:
     project, _, _ = served
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "CTRMODELS"))}
     done = subprocess.run([sys.executable, "-c", SERVE, str(project.path)], cwd=ROOT, env=environment, text=True,
                           capture_output=True, check=False)
     assert done.returncode == 2

@@ -63,7 +63,7 @@ def test_a_good_log_keeps_every_promise(output: Path) -> None:
             "implies.dwell.click warning", "rows.test critical", "repeated.rows critical",
             "repeated.keys critical", "leakage.test critical", "null_rate.user critical",
             "infinite.price critical", "distinct.item warning", "unseen.test.item warning",
-            "positive_rate.buy critical", "known.dwell critical", "psi.user warning", "psi.user critical",
+            "positive_rate.buy critical", "known.dwell critical", "psi.item warning", "psi.item critical",
             "psi.price warning", "day_rows.most info"} <= set(found)
     assert (output / "data_docs" / "index.html").is_file()
 
@@ -190,6 +190,14 @@ def test_days_that_differ_by_chance_alone_have_no_drift() -> None:
     found = facts.drift(_bins(days), "000")
     assert len(found) == 100
     assert found["psi"].mean() < 0.02
+
+
+def test_fields_of_users_are_judged_by_the_number_of_users() -> None:
+    """Twenty users make a day of many rows, but say little of how users are distributed."""
+    bins = _bins({"1": [60_000, 40_000], "2": [40_000, 60_000]})
+    assert facts.drift(bins, "1", {"f": pd.Series({"1": 20, "2": 20})}).empty
+    few = facts.drift(bins, "1", {"f": pd.Series({"1": 2000, "2": 2000})})
+    assert few["psi"].item() == pytest.approx(2 * 0.2 * np.log(1.5) - 2 / 2000, abs=1e-6)
 
 
 def test_a_log_of_one_day_has_no_drift_to_judge(frame: pd.DataFrame) -> None:
