@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
-import signal
-import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import connection
 from typing import Any
 
 
@@ -20,12 +19,19 @@ def default_workers() -> int:
 
 def _prepare() -> None:
     """One thread per worker: results do not depend on the number of cores, and workers share them evenly."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG: end with the process that forked us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started the trials ends, however that happens."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def iterate_trials(function: Callable[..., Any], arguments: Sequence[Mapping[str, Any]],

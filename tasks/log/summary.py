@@ -76,12 +76,16 @@ def _total(counts: Counts, part: int) -> dict[str, dict[str, float]]:
 
 
 def _refuse_empty_roles(by_role: Mapping[str, Mapping[str, float]], data: Data) -> None:
+    split = data.split
     for role in ROLES:
-        if role not in by_role:
-            share = "path" if data.split.by == "file" else "column" if data.split.by == "column" else role
-            raise InputError("params.yaml", f"data.split.{share}", getattr(data.split, share, role),
-                             f"the role {role} has no rows",
-                             f"give {role} a larger share or more data; every role needs rows")
+        if role in by_role:
+            continue
+        if role == "arch" or (role != "train" and split.by in ("time", "group_time", "random")):
+            key, value = f"split.{role}", getattr(split, role)
+        else:
+            key, value = ("split.column", split.column) if split.by == "column" else ("split.by", split.by)
+        raise InputError("params.yaml", f"data.{key}", value, f"the role {role} has no rows",
+                         f"give {role} a larger share or more data; every role needs rows")
 
 
 def _refuse_constant_labels(by_role: Mapping[str, Mapping[str, float]], data: Data) -> None:

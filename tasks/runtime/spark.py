@@ -15,10 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ctrmodels.errors import InputError
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 GIB = 2**30
+ROW_GROUP = 2**17  # rows
 # What Spark does to rows: never dependent on the machine. Split sizes and partition counts are fixed, since
 # they decide the order in which rows are read; adaptive execution would merge partitions by their bytes.
 SEMANTICS = {
@@ -95,21 +99,61 @@ def session(name: str, partitions: int = 4) -> Iterator[SparkSession]:
 def write_parquet(frame: DataFrame, folder: Path) -> int:
     """Write ``frame`` as ``folder/part-00000.parquet`` …, one file per non-empty partition, in their order.
 
-    Spark puts a random id into file names and leaves checksums and markers; neither stays. ``folder`` must
-    lie where both the driver and the executors can write.
+    Equal rows give equal bytes: Spark's own writer puts random ids into file names, and lists a column's
+    encodings in an order that each Java process picks anew, so each task writes its file with pyarrow.
+    ``folder`` must lie where both the driver and the executors can write.
 
     Returns:
         The number of files.
     """
+    from pyspark.sql.pandas.types import to_arrow_schema
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
-        raw = Path(partial) / "raw"
-        frame.write.parquet(raw.as_uri())
-        parts = sorted(raw.glob("part-*.parquet"))
+        Path(partial).chmod(0o777)  # executors may run as another user
+        frame.mapInArrow(_partition_writer(partial, ROW_GROUP), "file string").write.format("noop").mode(
+            "overwrite").save()
+        parts = sorted(Path(partial).glob("*.parquet"))
+        if not parts:
+            parts = [Path(partial) / "empty.parquet"]
+            pq.write_table(to_arrow_schema(frame.schema).empty_table(), parts[0])
         folder.mkdir(parents=True, exist_ok=True)
         for number, part in enumerate(parts):
             part.replace(folder / f"part-{number:05d}.parquet")
     return len(parts)
+
+
+def _partition_writer(folder: str, group: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """What each task does with its partition. It travels to the executors by value: they need no ctrmodels."""
+
+    def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from contextlib import ExitStack
+        from pathlib import Path
+
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from pyspark import TaskContext
+
+        task = TaskContext.get()
+        assert task is not None  # this runs inside a task
+        # A second attempt at the same partition writes a file of its own; renaming it is atomic.
+        partial = Path(folder) / f"{task.partitionId():05d}.{task.taskAttemptId()}.partial"
+        writer, waiting, rows = None, [], 0
+        with ExitStack() as stack:
+            for batch in batches:
+                writer = writer or stack.enter_context(pq.ParquetWriter(partial, batch.schema))
+                waiting.append(batch)
+                rows += batch.num_rows
+                if rows >= group:
+                    writer.write_table(pa.Table.from_batches(waiting), row_group_size=rows)
+                    waiting, rows = [], 0
+            if writer is not None and rows:
+                writer.write_table(pa.Table.from_batches(waiting), row_group_size=rows)
+        if writer is not None:
+            partial.replace(Path(folder) / f"{task.partitionId():05d}.parquet")
+        yield from ()
+
+    return write
 
 
 @contextmanager

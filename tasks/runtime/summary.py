@@ -11,8 +11,7 @@ from typing import Any
 def text(root: Path) -> str:
     """Summary of the outputs under ``root/outputs``; stages that a chain lacks are left out."""
     outputs = root / "outputs"
-    parts = [_leaderboard(path) for path in sorted(outputs.glob("select_*/leaderboard.json"),
-                                                   key=lambda path: path.stat().st_mtime)]
+    parts = [_leaderboard(path) for path in sorted(outputs.glob("select_*/leaderboard.json"))]
     for stage in ("select_model", "tune_fusion"):
         path = outputs / stage / "metrics.json"
         if path.exists():

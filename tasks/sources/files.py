@@ -95,7 +95,7 @@ def read(spark: SparkSession, files: Files, scratch: Path) -> Log:
     Raises:
         InputError: a path, a file or a column does not fit the description.
     """
-    where = str(files.path) if isinstance(files.path, str) else ", ".join(sorted(files.path))
+    where = files.path if isinstance(files.path, str) else "data.files.path"
     frame, order = None, []
     for part, (role, path) in enumerate(_by_role(files)):
         paths = _unpacked(_list(path, "data.files.path"), scratch / f"part-{part}")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +18,9 @@ from ctrmodels.data.planted import planted_pairs
 from ctrmodels.training import TrainConfig, fit, predict, run_trials, seed_everything
 from ctrmodels.zoo import DeepFM
 
-LOG = planted_pairs(0, rows=6000)
+LOG = planted_pairs(0, rows=16_000)
 TRAIN, VALID = LOG.roles["train"], LOG.roles["valid"]
-CONFIG = TrainConfig(epochs=3, patience=2, batch_size=500, learning_rate=5e-3)
+CONFIG = TrainConfig(epochs=2, patience=2, batch_size=500, learning_rate=1e-2)
 
 
 def auc(scores, rows):
@@ -83,3 +87,29 @@ def _square(x: int) -> int:
 def test_trials_return_in_order_whatever_ends_first():
     arguments = [{"x": x} for x in range(5)]
     assert run_trials(_square, arguments, workers=1) == run_trials(_square, arguments, workers=2) == [0, 1, 4, 9, 16]
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from ctrmodels.training import run_trials\n"
+        "def trial(folder):\n"
+        "    open(os.path.join(folder, str(os.getpid())), 'w').close()\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    run_trials(trial, [{'folder': sys.argv[1]}] * 2, workers=2)\n")
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    main = subprocess.Popen([sys.executable, str(script), str(pids)])
+    until(lambda: len(list(pids.iterdir())) == 2)
+    main.kill()
+    main.wait()
+    until(lambda: not any(Path(f"/proc/{p.name}").exists() for p in pids.iterdir()))
+
+
+def until(condition, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -22,6 +22,19 @@ def test_parquet_files_have_stable_names_and_nothing_beside_them(spark: SparkSes
     assert pq.read_table(tmp_path / "out" / "part-00001.parquet")["id"].to_pylist() == list(range(10, 20))
 
 
+def test_frame_without_rows_gives_one_file_with_its_columns(spark: SparkSession, tmp_path: Path) -> None:
+    assert runtime.write_parquet(spark.range(0).withColumn("tags", F.array(F.lit("a"))), tmp_path / "out") == 1
+    table = pq.read_table(tmp_path / "out")
+    assert table.num_rows == 0 and table.column_names == ["id", "tags"]
+
+
+def test_long_partitions_become_row_groups(spark: SparkSession, tmp_path: Path) -> None:
+    runtime.write_parquet(spark.range(0, 300_000, 1, 1), tmp_path / "out")
+    parts = pq.ParquetFile(tmp_path / "out" / "part-00000.parquet")
+    assert parts.metadata.num_rows == 300_000 and parts.metadata.num_row_groups == 3
+    assert spark.read.parquet(str(tmp_path / "out")).selectExpr("sum(id)").first()[0] == sum(range(300_000))
+
+
 def test_a_running_session_is_used_and_left_running(spark: SparkSession) -> None:
     with runtime.session("inner", 7) as inner:
         assert inner is spark and inner.conf.get("spark.sql.shuffle.partitions") == "7"
