@@ -11,7 +11,6 @@ many jobs dominates, and one pass over Arrow batches wins (:func:`count_fields`)
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from tasks.config import Data
+from tasks.runtime.spark import write_parquet
 
 KEYS = ("field", "day", "role", "value")
 CHUNK_ROWS = 250_000
@@ -157,7 +157,7 @@ def write(table: DataFrame, folder: Path, days: str) -> None:
     Rows of a file are in the order of day, falling count, value.
     """
     ordered = table.sortWithinPartitions("field", "day", F.desc("count"), "role", "value")
-    write_partitioned(ordered, folder / f"days={days}", "field")
+    write_parquet(ordered, folder / f"days={days}", by="field")
 
 
 def read(session: SparkSession, folder: Path, binary: Sequence[str]) -> DataFrame:
@@ -169,22 +169,6 @@ def read(session: SparkSession, folder: Path, binary: Sequence[str]) -> DataFram
 def uri(path: Path) -> str:
     """A path as Spark takes it, whatever its default file system (unlike ``as_uri``, with "=" kept)."""
     return f"file://{path.absolute()}"
-
-
-def write_partitioned(frame: DataFrame, folder: Path, column: str) -> None:
-    """Write ``frame`` as ``folder/COLUMN=VALUE/part-00000.parquet`` …, with names that every run repeats.
-
-    Files of one value keep the order of ``frame``'s partitions.
-    """
-    raw = folder.with_name(f".{folder.name}.raw")
-    frame.write.partitionBy(column).mode("overwrite").parquet(uri(raw))
-    for group in sorted(raw.glob(f"{column}=*")):
-        target = folder / group.name
-        target.mkdir(parents=True, exist_ok=True)
-        first = len(list(target.glob("part-*.parquet")))
-        for number, part in enumerate(sorted(group.glob("part-*.parquet")), start=first):
-            part.replace(target / f"part-{number:05d}.parquet")
-    shutil.rmtree(raw)
 
 
 # --- numbers ------------------------------------------------------------------------------------------

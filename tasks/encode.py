@@ -61,7 +61,7 @@ def run(stage: Stage) -> None:
             encoded = session.read.parquet(counts.uri(work / "encoded"))
             keys = ("_role", "_time", "_row")
             ordered = encoded.repartitionByRange(1 + sum(rows.values()) // SORT_ROWS, *keys)
-            counts.write_partitioned(ordered.sortWithinPartitions(*keys), work / "rows", "_role")
+            spark.write_parquet(ordered.sortWithinPartitions(*keys), work / "rows", by="_role")
     with stage.timed("columns"):
         tallies = {role: _write_columns(work / "rows", role, schema, stage.out) for role in ROLES}
     digest = hashlib.sha256("".join(t.roles.hexdigest() for t in tallies.values()).encode()).hexdigest()

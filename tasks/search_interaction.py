@@ -64,7 +64,7 @@ def gates(name: str, fields: tuple[str, ...], strength: dict[tuple[int, ...], fl
     for (i, j), alpha in strength.items():
         values[i][j] = values[j][i] = alpha
     return Figure(f"gates_{name}", f"Gates of the kept pairs, {name}", "heatmap",
-                  "A cell is the gate of a pair of fields at the end of the best seed's search; empty cells were dropped.",
+                  "A cell is a pair's gate at the end of the best seed's search; empty cells were dropped.",
                   rows=fields, columns=fields, values=values)
 
 

@@ -21,6 +21,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from tasks import counts
+from tasks.runtime.spark import write_parquet
 
 LOOKUP_VALUES = 500_000
 BATCH_ROWS = 2**16
@@ -69,7 +70,7 @@ def rank(table: DataFrame, steps: Sequence[str], min_count: int, folder: Path,
     totals = train.groupBy("field", "value").agg(F.sum("count").alias("count"))
     order = (F.asc("field"), F.desc("count"), F.asc_nulls_first("value"))
     ranked = totals.where(F.col("count") >= min_count).repartitionByRange(partitions, *order)
-    counts.write_partitioned(ranked.sortWithinPartitions(*order), folder, "field")
+    write_parquet(ranked.sortWithinPartitions(*order), folder, by="field")
 
 
 def number(ranked: Path, name: str, path: Path) -> Vocabulary:

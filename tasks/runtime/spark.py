@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,12 +97,18 @@ def session(name: str, partitions: int = 4) -> Iterator[SparkSession]:
             spark.stop()
 
 
-def write_parquet(frame: DataFrame, folder: Path) -> int:
+def write_parquet(frame: DataFrame, folder: Path, by: str | None = None) -> int:
     """Write ``frame`` as ``folder/part-00000.parquet`` …, one file per non-empty partition, in their order.
 
     Equal rows give equal bytes: Spark's own writer puts random ids into file names, and lists a column's
     encodings in an order that each Java process picks anew, so each task writes its file with pyarrow.
     ``folder`` must lie where both the driver and the executors can write.
+
+    Args:
+        frame: the rows; ``by`` needs those of one value to follow one another within a partition.
+        folder: where to write.
+        by: a column whose values become folders ``BY=VALUE`` with files of their own, and which is left out
+            of the files.
 
     Returns:
         The number of files.
@@ -111,46 +118,68 @@ def write_parquet(frame: DataFrame, folder: Path) -> int:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
         Path(partial).chmod(0o777)  # executors may run as another user
-        frame.mapInArrow(_partition_writer(partial, ROW_GROUP), "file string").write.format("noop").mode(
+        frame.mapInArrow(_partition_writer(partial, ROW_GROUP, by), "file string").write.format("noop").mode(
             "overwrite").save()
-        parts = sorted(Path(partial).glob("*.parquet"))
-        if not parts:
+        parts = sorted(Path(partial).rglob("*.parquet"))
+        if not parts and by is None:
             parts = [Path(partial) / "empty.parquet"]
             pq.write_table(to_arrow_schema(frame.schema).empty_table(), parts[0])
         folder.mkdir(parents=True, exist_ok=True)
-        for number, part in enumerate(parts):
-            part.replace(folder / f"part-{number:05d}.parquet")
+        numbers: Counter[Path] = Counter()
+        for part in parts:
+            target = folder / part.parent.relative_to(partial)
+            target.mkdir(exist_ok=True)
+            part.replace(target / f"part-{numbers[target]:05d}.parquet")
+            numbers[target] += 1
     return len(parts)
 
 
-def _partition_writer(folder: str, group: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _partition_writer(folder: str, group: int, by: str | None,
+                      ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """What each task does with its partition. It travels to the executors by value: they need no ctrmodels."""
 
     def write(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from contextlib import ExitStack
+        from itertools import groupby
         from pathlib import Path
 
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
         from pyspark import TaskContext
 
         task = TaskContext.get()
         assert task is not None  # this runs inside a task
-        # A second attempt at the same partition writes a file of its own; renaming it is atomic.
-        partial = Path(folder) / f"{task.partitionId():05d}.{task.taskAttemptId()}.partial"
-        writer, waiting, rows = None, [], 0
-        with ExitStack() as stack:
+
+        def pieces() -> Iterator[tuple[str, pa.RecordBatch]]:
             for batch in batches:
-                writer = writer or stack.enter_context(pq.ParquetWriter(partial, batch.schema))
+                if by is None:
+                    yield "", batch
+                    continue
+                value, start = batch[by], 0
+                bare = batch.drop_columns([by])
+                changes = pc.indices_nonzero(pc.not_equal(value[1:], value[:-1])).to_pylist() if len(value) else []
+                for end in [*(c + 1 for c in changes), len(value)]:
+                    yield f"{by}={value[start]}", bare.slice(start, end - start)
+                    start = end
+
+        for name, run in groupby(pieces(), key=lambda piece: piece[0]):
+            home = Path(folder) / name
+            home.mkdir(exist_ok=True)
+            # A second attempt at the same partition writes a file of its own; renaming it is atomic.
+            partial = home / f"{task.partitionId():05d}.{task.taskAttemptId()}.partial"
+            writer, waiting, rows = None, [], 0
+            for _, batch in run:
+                writer = writer or pq.ParquetWriter(partial, batch.schema)
                 waiting.append(batch)
                 rows += batch.num_rows
                 if rows >= group:
                     writer.write_table(pa.Table.from_batches(waiting), row_group_size=rows)
                     waiting, rows = [], 0
-            if writer is not None and rows:
-                writer.write_table(pa.Table.from_batches(waiting), row_group_size=rows)
-        if writer is not None:
-            partial.replace(Path(folder) / f"{task.partitionId():05d}.parquet")
+            if writer is not None:
+                if rows:
+                    writer.write_table(pa.Table.from_batches(waiting), row_group_size=rows)
+                writer.close()
+                partial.replace(home / f"{task.partitionId():05d}.parquet")
         yield from ()
 
     return write

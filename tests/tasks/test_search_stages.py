@@ -111,7 +111,7 @@ def test_a_second_run_gives_the_same_bytes(workspace, monkeypatch):
 def test_a_budget_that_nothing_fits_is_refused_in_one_line(workspace):
     raw = raw_params()
     raw["select_embedding"] = {"budget": 1e-6}
-    with pytest.raises(InputError, match="select_embedding.budget") as error:
+    with pytest.raises(InputError, match=r"select_embedding\.budget") as error:
         run(workspace, "select_embedding", select_embedding, raw=raw)
     assert "\n" not in str(error.value)
 

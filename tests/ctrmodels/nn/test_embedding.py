@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask
+from ctrmodels.archspec import ArchSpec, Uniform, ValueMask
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.nn.embedding import PerFieldEmbedding, UniformEmbedding
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead, build_embedding
