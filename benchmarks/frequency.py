@@ -15,11 +15,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -31,6 +32,8 @@ FIELDS = 26
 FILES = 8
 BLOCK_ROWS = 250_000
 EXPONENT = 1.05
+DAY = "2024-01-01"
+ROLES = ("train", "valid", "test")
 # As in display advertising logs: a few huge fields, many small ones; about a million values together.
 SIZES = np.geomspace(4, 300_000, FIELDS).astype(int)
 
@@ -58,8 +61,8 @@ def generate(folder: Path, rows: int) -> None:
 def _block(rng: np.random.Generator, rows: int, shares: list[np.ndarray], names: list[pa.Array]) -> pa.Table:
     columns = {f"c{i}": names[i].take(pa.array(np.searchsorted(share, rng.random(rows)).clip(max=len(share) - 1)))
                for i, share in enumerate(shares)}
-    columns["_day"] = pa.array(np.full(rows, "2024-01-01"))
-    columns["_role"] = pa.array(rng.choice(["train", "valid", "test"], rows, p=[0.8, 0.1, 0.1]))
+    columns["_day"] = pa.array(np.full(rows, DAY))
+    columns["_role"] = pa.array(rng.choice(ROLES, rows, p=[0.8, 0.1, 0.1]))
     columns["click"] = pa.array((rng.random(rows) < 0.1).astype(np.int8))
     return pa.table(columns)
 
@@ -70,14 +73,29 @@ def plan() -> counts.Plan:
 
 
 def ours(log: DataFrame) -> None:
-    """The job per field that frequency runs on a large log."""
-    for name in plan().values:
-        sink(counts.count_field(log, name, plan()))
+    """The pass over dictionary codes that frequency takes."""
+    folder = Path(log.inputFiles()[0].removeprefix("file:")).parent
+    sink(counts.count(log.sparkSession, folder, plan(), [(DAY, role) for role in ROLES]))
 
 
 def one_pass(log: DataFrame) -> None:
-    """The pass over Arrow batches that frequency takes on a small log (mapInArrow)."""
-    sink(counts.count_fields(log, plan()))
+    """One mapInArrow pass over Spark's rows: value counts of every batch by pyarrow, added up by Spark."""
+    names = plan().values
+
+    def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for chunk in counts.chunks(batches, BLOCK_ROWS):
+            rows = pa.table({"day": chunk["_day"], "role": chunk["_role"],
+                             "click": pc.equal(chunk["click"], 1).cast(pa.int64())})
+            for name in names:
+                found = rows.append_column("value", chunk[name]).group_by(
+                    ["day", "role", "value"], use_threads=False).aggregate([([], "count_all"), ("click", "sum")])
+                yield from pa.table({
+                    "field": pa.array([name] * len(found)), "day": found["day"], "role": found["role"],
+                    "value": found["value"], "count": found["count_all"],
+                    "positive_click": found["click_sum"]}).combine_chunks().to_batches()
+
+    columns = log.select("_day", "_role", "click", *names)
+    sink(counts.merge(columns.mapInArrow(count, counts.table_schema(["click"]))))
 
 
 def per_field(log: DataFrame) -> None:

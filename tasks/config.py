@@ -328,7 +328,7 @@ class Ingest(Section):
 
 
 class Frequency(Section):
-    """Counting. Logs up to ``small_rows`` rows take one pass over Arrow batches, larger ones a job per column."""
+    """Counting. Numeric quantiles are exact up to ``small_rows`` rows; a larger log is sampled down to as many."""
 
     small_rows: Annotated[int, Field(ge=0)] = 2_000_000
 

@@ -3,10 +3,10 @@
 The tables are exact and merge by summation (:func:`merge`), so a new day is counted alone and its tables are
 laid beside the older ones. Values stay in Spark: no vocabulary ever reaches the driver.
 
-Two forms count the same. Parquet is read by column, so on a large log one job per field reads each column's
-bytes once and aggregates them at Spark's full speed (:func:`count_field`). On a small log the fixed cost of so
-many jobs dominates, and one pass over Arrow batches wins (:func:`count_fields`). Stacking the fields into rows
-(``stack``, ``unpivot``) would shuffle rows × fields, and caching the log would copy what parquet already serves.
+Parquet stores a column as codes into a dictionary, so most of the counting needs no value at all: each Spark task
+reads the columns of some row groups one by one, as they are stored, counts codes by day and role, and sends on one
+row per distinct value; Spark adds these up. Every column's bytes are read once. Grouping in Spark from the start
+decodes and hashes a string per row and field instead (``benchmarks/frequency.py`` compares).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -27,7 +28,9 @@ from tasks.runtime.spark import write_parquet
 
 KEYS = ("field", "day", "role", "value")
 CHUNK_ROWS = 250_000
-SAMPLE_ROWS = 2**18
+PIECE_ROWS = 1_000_000
+BATCH_ROWS = 2**16
+SPARSE = 16
 QUANTILES = 1024
 
 
@@ -76,22 +79,47 @@ def table_schema(binary: Sequence[str]) -> str:
 # --- values -------------------------------------------------------------------------------------------
 
 
-def count_field(log: DataFrame, name: str, plan: Plan) -> DataFrame:
-    """Count one field's values: the form for large logs."""
-    values = F.explode_outer(name) if name in plan.steps else F.col(name)
-    rows = log.select(F.col("_day").alias("day"), F.col("_role").alias("role"), values.alias("value"),
-                      *((F.col(o) == 1).alias(f"positive_{o}") for o in plan.binary))
-    positives = [F.count_if(f"positive_{o}").alias(f"positive_{o}") for o in plan.binary]
-    counted = rows.groupBy("day", "role", "value").agg(F.count(F.lit(1)).alias("count"), *positives)
-    return counted.select(F.lit(name).alias("field"), "day", "role", "value", "count",
-                          *(f"positive_{o}" for o in plan.binary))
+def count(session: SparkSession, folder: Path, plan: Plan, slots: Sequence[tuple[str, str]]) -> DataFrame:
+    """Count the values of all fields of ``plan``.
+
+    Args:
+        session: the Spark session.
+        folder: parquet files of an ingested log, readable by the executors.
+        plan: what to count.
+        slots: the (day, role) pairs that occur.
+
+    Returns:
+        Counts with the columns of :func:`table_schema`, each key once.
+    """
+    pieces = _pieces(folder)
+    fields = [*plan.values, *plan.steps]
+    positives = "".join(f", positive_{name} bigint" for name in plan.binary)
+    partial = session.range(len(pieces), numPartitions=len(pieces)).mapInArrow(
+        _counter(pieces, plan.values, plan.steps, plan.binary, list(slots)),
+        f"field int, slot int, value string, `count` bigint{positives}")
+    # Numbers for field, day and role: Spark then hashes one string per row instead of four.
+    numbered = partial.groupBy("field", "slot", "value").agg(
+        *(F.sum(c).alias(c) for c in ("count", *(f"positive_{name}" for name in plan.binary))))
+    days, roles = ([slot[i] for slot in slots] for i in (0, 1))
+    names = {"field": F.element_at(F.lit(fields), F.col("field") + 1),
+             "day": F.element_at(F.lit(days), F.col("slot") + 1),
+             "role": F.element_at(F.lit(roles), F.col("slot") + 1)}
+    return numbered.select(*(c.alias(n) for n, c in names.items()), "value", "count",
+                           *(f"positive_{name}" for name in plan.binary))
 
 
-def count_fields(log: DataFrame, plan: Plan) -> DataFrame:
-    """Count all fields' values in one pass over Arrow batches: the form for small logs."""
-    columns = log.select("_day", "_role", *plan.values, *plan.steps, *plan.binary)
-    partial = columns.mapInArrow(_counter(plan.values, plan.steps, plan.binary), table_schema(plan.binary))
-    return merge(partial)
+def _pieces(folder: Path) -> list[tuple[str, list[int]]]:
+    """Files and runs of their row groups, each run of about ``PIECE_ROWS`` rows."""
+    found: list[tuple[str, list[int]]] = []
+    for path in sorted(folder.glob("*.parquet")):
+        metadata, rows = pq.read_metadata(path), PIECE_ROWS
+        for group in range(metadata.num_row_groups):
+            if rows >= PIECE_ROWS:
+                found.append((str(path.absolute()), []))
+                rows = 0
+            found[-1][1].append(group)
+            rows += metadata.row_group(group).num_rows
+    return found
 
 
 def merge(tables: DataFrame) -> DataFrame:
@@ -100,30 +128,61 @@ def merge(tables: DataFrame) -> DataFrame:
     return tables.groupBy(*KEYS).agg(*(F.sum(c).alias(c) for c in sums))
 
 
-def _counter(values: Sequence[str], steps: Sequence[str], binary: Sequence[str],
+def _counter(pieces: Sequence[tuple[str, Sequence[int]]], values: Sequence[str], steps: Sequence[str],
+             binary: Sequence[str], slots: Sequence[tuple[str, str]],
              ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    positives = [f"positive_{name}" for name in binary]
+    """A function for ``mapInArrow`` over numbers of ``pieces`` (file, row groups)."""
+    number = {slot: i for i, slot in enumerate(slots)}
 
-    def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for chunk in chunks(batches, CHUNK_ROWS):
-            hits = {p: pc.fill_null(pc.equal(chunk[o], 1), False).cast(pa.int64())
-                    for p, o in zip(positives, binary, strict=True)}
-            rows = pa.table({"day": chunk["_day"], "role": chunk["_role"], **hits})
-            for name in values:
-                yield from table(name, rows.append_column("value", chunk[name].cast(pa.string())))
-            for name in steps:
-                parent, step = explode(chunk[name])
-                yield from table(name, rows.take(parent).append_column("value", step.cast(pa.string())))
+    def count_pieces(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for piece in batch["id"].to_pylist():
+                yield from count_piece(*pieces[piece])
 
-    def table(name: str, rows: pa.Table) -> list[pa.RecordBatch]:
-        counted = rows.group_by(["day", "role", "value"], use_threads=False).aggregate(
-            [([], "count_all"), *((p, "sum") for p in positives)])
-        columns = {"field": pa.array([name] * len(counted)), "day": counted["day"], "role": counted["role"],
-                   "value": counted["value"], "count": counted["count_all"],
-                   **{p: counted[f"{p}_sum"] for p in positives}}
-        return pa.table(columns).combine_chunks().to_batches()
+    def count_piece(path: str, groups: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        file = pq.ParquetFile(path, read_dictionary=["_day", "_role", *values])
 
-    return count
+        def read(name: str) -> pa.Array:
+            column = file.read_row_groups(groups, [name], use_threads=False)[name]
+            return column.unify_dictionaries().combine_chunks()
+
+        days, roles = read("_day"), read("_role")
+        table = np.array([[number.get((day, role), -1) for role in roles.dictionary.to_pylist()]
+                          for day in days.dictionary.to_pylist()])
+        present, slot = np.unique(table[days.indices.to_numpy(), roles.indices.to_numpy()], return_inverse=True)
+        hits = [pc.fill_null(pc.equal(read(name), 1), False).to_numpy(zero_copy_only=False) for name in binary]
+        for field, name in enumerate((*values, *steps)):
+            column, rows = read(name), None
+            if name in steps:
+                parents, column = explode(column)
+                rows = parents.to_numpy()
+            yield from count_column(field, column, present, slot, hits, rows)
+
+    def count_column(field: int, column: pa.Array, present: np.ndarray, slot: np.ndarray,
+                     hits: Sequence[np.ndarray], rows: np.ndarray | None) -> Iterator[pa.RecordBatch]:
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        if rows is not None:
+            slot, hits = slot[rows], [hit[rows] for hit in hits]
+        null = len(column.dictionary)
+        cells = pc.fill_null(column.indices, null).to_numpy().astype(np.int64) * len(present) + slot
+        size, names = (null + 1) * len(present), None
+        if size > SPARSE * len(cells):  # many values on many days: only few of the pairs occur
+            names, cells = np.unique(cells, return_inverse=True)
+            size = len(names)
+        total = np.bincount(cells, minlength=size)
+        found = np.flatnonzero(total)
+        where = found if names is None else names[found]
+        code = where // len(present)
+        columns = {"field": pa.array(np.full(len(found), field, np.int32)),
+                   "slot": pa.array(present[where % len(present)].astype(np.int32)),
+                   "value": column.dictionary.take(pa.array(code, mask=code == null)).cast(pa.string()),
+                   "count": pa.array(total[found])}
+        columns |= {f"positive_{name}": pa.array(np.bincount(cells[hit], minlength=size)[found])
+                    for name, hit in zip(binary, hits, strict=True)}
+        yield from pa.table(columns).to_batches(max_chunksize=BATCH_ROWS)
+
+    return count_pieces
 
 
 def chunks(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
@@ -138,9 +197,8 @@ def chunks(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(pending).combine_chunks()
 
 
-def explode(lists: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+def explode(lists: pa.ListArray) -> tuple[pa.Array, pa.Array]:
     """Row numbers and steps of a list column; a list that is empty or null gives one null step."""
-    lists = lists.combine_chunks()
     empty = pc.equal(pc.fill_null(pc.list_value_length(lists), 0), 0)
     bare = pc.indices_nonzero(empty).cast(pa.int64())
     steps = pc.list_flatten(lists)
@@ -221,23 +279,24 @@ def combine(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return merged.drop(columns="_count").reset_index()
 
 
-def quantiles(log: DataFrame, plan: Plan, rows: int) -> np.ndarray:
+def quantiles(log: DataFrame, plan: Plan, rows: int, sample_rows: int) -> np.ndarray:
     """Quantiles of the numeric fields on ``train`` at the shares 0, 1/1024, …, 1.
 
-    Exact up to 262,144 rows; of a larger log, those of a sample of about that many rows, drawn by a hash of
-    the row's number: a share is then off by 0.1 percentage points (one standard error), and every run draws
-    the same rows.
+    Exact up to ``sample_rows`` rows; of a larger log, those of a sample of about that many rows, drawn by a
+    hash of the row's number, so that every run draws the same. The standard error of a share p is then
+    √(p(1 − p) / n): 0.04 percentage points or less for two million rows.
 
     Args:
         log: the ingested log.
         plan: names the numeric fields.
         rows: number of rows of ``log``.
+        sample_rows: how many of them to draw.
 
     Returns:
         float64 [N, 1025], each a value of the log (inverted distribution function); NaN for a field without
         a finite value.
     """
-    every = -(-rows // SAMPLE_ROWS)
+    every = max(-(-rows // sample_rows), 1)
     sample = log.where((F.col("_role") == "train") & (F.pmod(F.xxhash64("_row"), F.lit(every)) == 0))
     drawn = sample.select(*plan.numeric).toArrow().to_pandas().to_numpy(dtype=float)
     grid = np.full((len(plan.numeric), QUANTILES + 1), np.nan)

@@ -8,7 +8,6 @@ Writes ``counts/days=FIRST_LAST/field=NAME/part-*.parquet`` (``day``, ``role``, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,14 @@ from tasks.runtime.figure import Axis, Figure, Series
 from tasks.runtime.stage import Stage, main
 
 POINTS = 50
+FILE_ROWS = 20_000_000
 
 
 def run(stage: Stage) -> None:
     """Count the ingested log."""
-    data, folder = stage.params.data, stage.out / "counts"
+    data, folder = stage.params.data, stage.input("ingest")
     with spark.session("frequency", stage.params.ingest.partitions) as session:
-        log = session.read.parquet(counts.uri(stage.input("ingest") / "log"))
+        log = session.read.parquet(counts.uri(folder / "log"))
         plan = counts.Plan.of(data)
         with stage.timed("moments"):
             moments = counts.moments(log, plan)
@@ -39,27 +39,21 @@ def run(stage: Stage) -> None:
             days = sorted(rows["day"].unique())
             span = days[0] if len(days) == 1 else f"{days[0]}_{days[-1]}"
             total = int(rows["rows"].sum())
-            for table in _tables(log, plan, total <= stage.params.frequency.small_rows):
-                counts.write(table, folder, span)
+            if plan.values or plan.steps:
+                slots = list(rows[["day", "role"]].itertuples(index=False, name=None))
+                table = counts.count(session, folder / "log", plan, slots)
+                files = 1 + total // FILE_ROWS
+                counts.write(table.repartition(files, "field", "value"), stage.out / "counts", span)
         with stage.timed("quantiles"):
-            grid = counts.quantiles(log, plan, total)
+            grid = counts.quantiles(log, plan, total, stage.params.frequency.small_rows)
         with stage.timed("spectra"):
-            spectra = spectrum(counts.read(session, folder, plan.binary))
+            spectra = spectrum(counts.read(session, stage.out / "counts", plan.binary))
     moments.to_parquet(stage.out / "moments.parquet", index=False)
     np.save(stage.out / "quantiles.npy", grid)
     summary = summarise(data, rows, moments, spectra)
     (stage.out / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
     stage.facts["rows"] = total
     _record(stage, summary, rows, moments, spectra, grid)
-
-
-def _tables(log: DataFrame, plan: counts.Plan, small: bool) -> Iterator[DataFrame]:
-    names = (*plan.values, *plan.steps)
-    if small and names:
-        # One file per field, where the session's hash partitioning would give several tiny ones.
-        yield counts.count_fields(log, plan).repartition("field")
-    elif names:
-        yield from (counts.count_field(log, name, plan) for name in names)
 
 
 def rows_by_day(moments: pd.DataFrame, data: Data) -> pd.DataFrame:

@@ -5,7 +5,7 @@ Notation: B rows, F fields (id fields, then sequences), D common width, V ids of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,47 +18,51 @@ from ctrmodels.data.schema import Schema
 INIT_SD = 0.01
 
 
-def pool(index: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
-    """Mean of the rows of each bag; zero for an empty bag.
+class Bags(nn.Module):
+    """Turns a batch into bags of row numbers of a table, one bag per row and field.
+
+    An id field's bag holds its id, a sequence's bag the steps that are there. With all fields in one layout a
+    batch costs one look-up, whatever its fields.
 
     Args:
-        index: [n] row numbers of all bags, one after the other.
-        offsets: [B] where each bag starts.
-        table: [V, W].
-
-    Returns:
-        [B, W].
+        schema: the log.
+        fields: positions of the fields to look up, among id fields and then sequences; all by default.
+        starts: where each field's ids begin in the table; by default all id spaces lie end to end.
     """
-    return F.embedding_bag(index, table, offsets, mode="mean")
 
+    starts: Tensor
+    columns: Tensor
 
-class IdSpaces(nn.Module):
-    """Turns a batch's local ids into row numbers of one table in which all id spaces lie end to end."""
-
-    offsets: Tensor
-
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, fields: Sequence[int] | None = None,
+                 starts: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        starts = schema.offsets
-        self.sequences = [(f.name, starts[f.name]) for f in schema.sequence_fields]
-        self.n_fields = len(schema.id_fields) + len(self.sequences)
-        self.register_buffer("offsets", torch.tensor([starts[f.name] for f in schema.id_fields],
-                                                     dtype=torch.int32), persistent=False)
+        starts = schema.offsets if starts is None else starts
+        n_ids = len(schema.id_fields)
+        chosen = range(n_ids + len(schema.sequence_fields)) if fields is None else sorted(fields)
+        columns = [i for i in chosen if i < n_ids]
+        self.sequences = [(f.name, starts[f.name]) for i, f in enumerate(schema.sequence_fields, n_ids)
+                          if i in chosen]
+        self.n_fields = len(chosen)
+        self.register_buffer("columns", torch.tensor(columns, dtype=torch.long), persistent=False)
+        self.register_buffer("starts", torch.tensor([starts[schema.id_fields[i].name] for i in columns],
+                                                    dtype=torch.int32), persistent=False)
 
-    def ids(self, batch: Batch) -> Tensor:
-        """int32 [B, F_id] row numbers of the id fields."""
-        return batch.ids + self.offsets
-
-    def bags(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Per sequence: int32 [n] row numbers of the steps that are there, and int32 [B] where each row's begin."""
-        out = []
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """int32 [n] row numbers, field after field within a row, and int32 [B * F] where each bag begins."""
+        ids = batch.ids.index_select(1, self.columns) + self.starts
+        parts, lengths = [ids], [torch.ones_like(ids)]
         for name, start in self.sequences:
             steps = batch.sequences[name]
             there = steps >= 0
-            lengths = there.sum(1, dtype=torch.int32)
-            begins = torch.cumsum(lengths, 0, dtype=torch.int32) - lengths
-            out.append((steps[there] + start, begins))
-        return out
+            parts.append(torch.where(there, steps + start, steps))
+            lengths.append(there.sum(1, keepdim=True, dtype=torch.int32))
+        rows, length = torch.cat(parts, 1), torch.cat(lengths, 1).flatten()
+        return rows[rows >= 0], torch.cumsum(length, 0, dtype=torch.int32) - length
+
+    def gather(self, batch: Batch, table: Tensor) -> Tensor:
+        """Mean of each bag's rows of ``table`` [V, W], zero for an empty bag: [B, F, W]."""
+        index, begins = self(batch)
+        return F.embedding_bag(index, table, begins, mode="mean").view(len(batch), self.n_fields, table.shape[1])
 
 
 class FieldEmbedding(nn.Module):
@@ -66,7 +70,7 @@ class FieldEmbedding(nn.Module):
 
     def __init__(self, schema: Schema, dim: int) -> None:
         super().__init__()
-        self.spaces, self.dim = IdSpaces(schema), dim
+        self.bags, self.dim = Bags(schema), dim
 
     def stored_values(self) -> int:
         """Number of values that serving has to keep."""
@@ -90,9 +94,7 @@ class UniformEmbedding(FieldEmbedding):
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, F, D]."""
-        fields = [F.embedding(self.spaces.ids(batch), self.table)]
-        fields += [pool(index, begins, self.table).unsqueeze(1) for index, begins in self.spaces.bags(batch)]
-        return torch.cat(fields, 1)
+        return self.bags.gather(batch, self.table)
 
 
 class MaskedEmbedding(UniformEmbedding):
@@ -127,47 +129,52 @@ class PerFieldEmbedding(FieldEmbedding):
     Fields of equal width share one fused table. A width of 0 gives zeros.
     """
 
+    order: Tensor
+
     def __init__(self, schema: Schema, dims: Sequence[int], dim: int) -> None:
         super().__init__(schema, dim)
         spaces = schema.id_spaces
         if len(dims) != len(spaces):
             raise ValueError(f"{len(dims)} widths for {len(spaces)} id spaces")
         width = {f.name: w for f, w in zip(spaces, dims, strict=True)}
-        owner = {f.name: f.of or f.name for f in schema.fields}
-        order = [*schema.id_fields, *schema.sequence_fields]
+        fields = [(f.name, f.of or f.name) for f in (*schema.id_fields, *schema.sequence_fields)]
         self.tables, self.projections = nn.ParameterDict(), nn.ParameterDict()
-        starts, used = schema.offsets, dict.fromkeys(sorted({w for w in dims if w}), 0)
-        begin: dict[str, int] = {}
-        for f in spaces:
-            w = width[f.name]
+        self.groups: list[tuple[int, Bags]] = []
+        self.spaces_of: dict[int, list[int]] = {}
+        places: list[int] = []
+        for w in sorted(set(dims)):
+            owners = [f for f in spaces if width[f.name] == w]
+            starts, rows = {}, 0
+            for f in owners:
+                starts[f.name], rows = rows, rows + f.vocab
+            members = [i for i, (_, owner) in enumerate(fields) if owner in starts]
+            places += members
+            starts |= {name: starts[owner] for name, owner in fields if owner in starts}
+            self.groups.append((w, Bags(schema, members, starts)))
             if w:
-                begin[f.name] = used[w]
-                used[w] += f.vocab
-                if w != dim:
-                    bound = (6 / (w + dim)) ** 0.5
-                    self.projections[f.name] = nn.Parameter(torch.empty(w, dim).uniform_(-bound, bound))
-        for w, rows in used.items():
-            self.tables[str(w)] = nn.Parameter(torch.empty(rows, w).normal_(std=INIT_SD))
-        self.plan = [(owner[f.name], width[owner[f.name]],
-                      begin.get(owner[f.name], 0) - starts[f.name]) for f in order]
+                self.tables[str(w)] = nn.Parameter(torch.empty(rows, w).normal_(std=INIT_SD))
+            if w not in (0, dim):
+                bound = (6 / (w + dim)) ** 0.5
+                self.projections[str(w)] = nn.Parameter(torch.empty(len(owners), w, dim).uniform_(-bound, bound))
+                names = [f.name for f in owners]
+                self.spaces_of[w] = [names.index(fields[i][1]) for i in members]
+        self.register_buffer("order", torch.tensor(places).argsort(), persistent=False)
+        for i, (_, bags) in enumerate(self.groups):
+            self.add_module(f"bags_{i}", bags)
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, F, D]."""
-        ids, bags = self.spaces.ids(batch), self.spaces.bags(batch)
-        out = []
-        for position, (space, width, shift) in enumerate(self.plan):
-            if not width:
-                out.append(torch.zeros(len(batch), self.dim, device=ids.device))
+        parts = []
+        for w, bags in self.groups:
+            if not w:
+                parts.append(torch.zeros(len(batch), bags.n_fields, self.dim, device=batch.ids.device))
                 continue
-            table = self.tables[str(width)]
-            if position < ids.shape[1]:
-                vector = F.embedding(ids[:, position] + shift, table)
-            else:
-                index, begins = bags[position - ids.shape[1]]
-                vector = pool(index + shift, begins, table)
-            out.append(vector @ self.projections[space] if space in self.projections else vector)
-        return torch.stack(out, 1)
+            rows = bags.gather(batch, self.tables[str(w)])  # [B, F_w, w]
+            if w != self.dim:
+                rows = torch.einsum("bfw,fwd->bfd", rows, self.projections[str(w)][self.spaces_of[w]])
+            parts.append(rows)
+        return torch.cat(parts, 1).index_select(1, self.order)
 
     def flops(self) -> int:
         """The projections."""
-        return sum(2 * width * self.dim for space, width, _ in self.plan if space in self.projections)
+        return sum(2 * w * self.dim * bags.n_fields for w, bags in self.groups if w not in (0, self.dim))

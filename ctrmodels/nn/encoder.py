@@ -6,18 +6,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import (
+    Bags,
     FieldEmbedding,
-    IdSpaces,
     MaskedEmbedding,
     PerFieldEmbedding,
     UniformEmbedding,
-    pool,
 )
 from ctrmodels.nn.interaction import PairProducts
 
@@ -77,7 +75,7 @@ class FeatureEncoder(nn.Module):
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
         self.embedding = embedding if embedding is not None else build_embedding(schema, spec)
-        self.n_fields = self.embedding.spaces.n_fields
+        self.n_fields = self.embedding.bags.n_fields
         self.products = PairProducts(spec.interactions, self.n_fields)
         self.dropout = nn.Dropout(dropout)
         self.l2 = l2
@@ -108,7 +106,7 @@ class WideHead(nn.Module):
 
     def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:
         super().__init__()
-        self.spaces = IdSpaces(schema)
+        self.bags = Bags(schema)
         self.weights = nn.Parameter(torch.zeros(schema.total_vocab, n_outputs))
         self.bias = nn.Parameter(torch.zeros(n_outputs))
         n_pairs = len(spec.interactions or ())
@@ -117,10 +115,7 @@ class WideHead(nn.Module):
 
     def first_order(self, batch: Batch) -> Tensor:
         """[B, K]: bias and id weights."""
-        out = self.bias + F.embedding(self.spaces.ids(batch), self.weights).sum(1)
-        for index, begins in self.spaces.bags(batch):
-            out = out + pool(index, begins, self.weights)
-        return out
+        return self.bias + self.bags.gather(batch, self.weights).sum(1)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Tensor:
         """[B, K]."""

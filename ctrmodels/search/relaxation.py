@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
-from ctrmodels.nn.embedding import INIT_SD, FieldEmbedding, pool
+from ctrmodels.nn.embedding import INIT_SD, FieldEmbedding
 
 
 class SoftThresholdEmbedding(FieldEmbedding):
@@ -37,15 +37,13 @@ class SoftThresholdEmbedding(FieldEmbedding):
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, F, D]; the thresholds act once on every row that the batch touches."""
-        ids, bags = self.spaces.ids(batch), self.spaces.bags(batch)
-        touched, place = torch.unique(torch.cat([ids.flatten(), *(index for index, _ in bags)]), return_inverse=True)
+        index, begins = self.bags(batch)
+        touched, place = torch.unique(index, return_inverse=True)
         v = F.embedding(touched, self.table)
         s = self.threshold if self.threshold.shape[0] == 1 else F.embedding(touched, self.threshold)
         rows = torch.sign(v) * F.relu(v.abs() - torch.sigmoid(s))  # [U, D]
-        places = place.to(torch.int32).split([ids.numel(), *(len(index) for index, _ in bags)])
-        fields = [F.embedding(places[0].view_as(ids), rows)]
-        fields += [pool(p, begins, rows).unsqueeze(1) for p, (_, begins) in zip(places[1:], bags, strict=True)]
-        return torch.cat(fields, 1)
+        bags = F.embedding_bag(place.to(torch.int32), rows, begins, mode="mean")
+        return bags.view(len(batch), self.bags.n_fields, self.dim)
 
     @torch.no_grad()
     def kept(self) -> Tensor:
@@ -100,14 +98,11 @@ class MixtureEmbedding(FieldEmbedding):
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, F, D]."""
-        ids, bags = self.spaces.ids(batch), self.spaces.bags(batch)
         p = self.probabilities()[self.owner]  # [F, N]
         mixed: Tensor | None = None
         for n, (table, projection, norm) in enumerate(
                 zip(self.tables, self.projections, self.norms, strict=True)):
-            parts = [F.embedding(ids, table)]
-            parts += [pool(index, begins, table).unsqueeze(1) for index, begins in bags]
-            rows = torch.cat(parts, 1)  # [B, F, d_n]
+            rows = self.bags.gather(batch, table)  # [B, F, d_n]
             wide = torch.einsum("bfi,fio->bfo", rows, projection[self.owner])  # [B, F, D]
             scaled = norm(wide.flatten(1)).view_as(wide) * p[:, n].unsqueeze(1)
             mixed = scaled if mixed is None else mixed + scaled

@@ -8,6 +8,7 @@ from pathlib import Path
 import ingested
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
@@ -58,21 +59,36 @@ def test_counts_and_positives_equal_those_of_pandas(output: Path, frame: pd.Data
     pd.testing.assert_frame_equal(table_of(spark, output), expected(frame), check_dtype=False)
 
 
-def test_a_job_per_field_counts_what_one_pass_counts(tmp_path: Path, output: Path, frame: pd.DataFrame,
-                                                     spark: SparkSession) -> None:
+def test_pieces_of_a_file_and_rare_pairs_are_counted_alike(tmp_path: Path, output: Path, frame: pd.DataFrame,
+                                                           spark: SparkSession) -> None:
+    """Row groups that end anywhere, values without a dictionary, more days than values repeat on."""
+    ingested.write(tmp_path, frame, parts=1)
+    path = tmp_path / "outputs" / "ingest" / "log" / "part-00000.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=170, use_dictionary=["_role"])
+    log, plan = path.parent, counts.Plan.of(parse(ingested.raw_params(), "params.yaml").data)
+    slots = [(day, role) for day in sorted(frame["_day"].unique()) for role in ingested.ROLES]
+    unused = [(f"1999-01-{d:02}", role) for d in range(1, 30) for role in ingested.ROLES]
+    found = counts.count(spark, log, plan, unused + slots)
+    pd.testing.assert_frame_equal(in_order(found.select(*counts.KEYS, "count", "positive_click", "positive_buy")
+                                           .toArrow().to_pandas()), table_of(spark, output))
+
+
+def test_many_days_of_many_values_are_counted(tmp_path: Path, spark: SparkSession) -> None:
+    """Where only few of the pairs of value and day occur, pairs are renumbered before they are counted."""
+    frame = ingested.log(600, days=200).assign(user=lambda f: [f"u{i % 500}" for i in range(len(f))])
     ingested.write(tmp_path, frame)
-    large = ingested.run(tmp_path, frequency, ingested.raw_params(frequency={"small_rows": 0}))
-    pd.testing.assert_frame_equal(table_of(spark, large), table_of(spark, output))
-    assert (large / "metrics.json").read_bytes() == (output / "metrics.json").read_bytes()
+    output = ingested.run(tmp_path, frequency, ingested.raw_params())
+    pd.testing.assert_frame_equal(table_of(spark, output), expected(frame), check_dtype=False)
 
 
 def test_days_counted_apart_merge_to_the_whole(tmp_path: Path, output: Path, frame: pd.DataFrame,
                                                spark: SparkSession) -> None:
     for i, (day, rows) in enumerate(frame.groupby("_day")):
         ingested.write(tmp_path / str(i), rows)
-        log = spark.read.parquet(counts.uri(tmp_path / str(i) / "outputs" / "ingest" / "log"))
         plan = counts.Plan.of(parse(ingested.raw_params(), "params.yaml").data)
-        counts.write(counts.count_fields(log, plan), tmp_path / "counts", str(day))
+        slots = [(str(day), role) for role in ingested.ROLES]
+        table = counts.count(spark, tmp_path / str(i) / "outputs" / "ingest" / "log", plan, slots)
+        counts.write(table, tmp_path / "counts", str(day))
     pd.testing.assert_frame_equal(table_of(spark, tmp_path), table_of(spark, output))
 
 
@@ -124,13 +140,12 @@ def test_quantiles_are_those_of_train(output: Path, frame: pd.DataFrame) -> None
     assert grid[0, counts.QUANTILES // 2] == np.quantile(train, 0.5, method="inverted_cdf")
 
 
-def test_quantiles_of_a_large_log_come_from_a_fair_sample(tmp_path: Path, frame: pd.DataFrame, spark: SparkSession,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts, "SAMPLE_ROWS", 1000)
+def test_quantiles_of_a_large_log_come_from_a_fair_sample(tmp_path: Path, frame: pd.DataFrame,
+                                                          spark: SparkSession) -> None:
     ingested.write(tmp_path, frame)
     log = spark.read.parquet(counts.uri(tmp_path / "outputs" / "ingest" / "log"))
     plan = counts.Plan.of(parse(ingested.raw_params(), "params.yaml").data)
-    median = counts.quantiles(log, plan, len(frame))[0, counts.QUANTILES // 2]
+    median = counts.quantiles(log, plan, len(frame), 1000)[0, counts.QUANTILES // 2]
     train = frame[frame["_role"] == "train"]["price"].dropna()
     assert 0.4 < (train <= median).mean() < 0.6
 
