@@ -99,9 +99,8 @@ class WideHead(nn.Module):
     """The linear part: per objective a bias, a weight per id, and a gate per normalised pair.
 
     ``logit_k = b_k + sum_f w_k[id_f] + sum_m alpha_km BN(pair_m)``; the pairs' batch normalisation has no
-    scale and shift: with them, or without it, embeddings rescale to undo a gate, and nothing could be told
-    from its size (AutoFIS, KDD 2020, section 3.3; momentum and epsilon as in its published code, since
-    small-variance products blow up at PyTorch's defaults).
+    scale and shift, so that the gate alone says how much a pair counts (AutoFIS, KDD 2020, section 3.3; momentum
+    and epsilon as in its published code, since small-variance products blow up at PyTorch's defaults).
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:

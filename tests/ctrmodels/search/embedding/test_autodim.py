@@ -87,7 +87,7 @@ def test_probabilities_sum_to_one_and_carry_noise_only_while_training():
     assert torch.equal(*quiet)
     for p in (*noisy, *quiet):
         assert torch.allclose(p.sum(1), torch.ones(8))
-    assert quiet[0][0, 1] == pytest.approx(torch.softmax(torch.tensor([0.0, 2.0]), 0)[1].item())
+    assert quiet[0][0, 1].item() == pytest.approx(torch.softmax(torch.tensor([0.0, 2.0]), 0)[1].item())
 
 
 def test_a_candidate_wider_than_the_host_is_refused():
