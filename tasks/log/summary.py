@@ -50,7 +50,7 @@ def summarise(written: DataFrame, data: Data, log: Log) -> Summary:
             known = sum(g[f"known.{objective.name}"] for g in groups)
             if known:
                 metrics[f"{rate}.{objective.name}{scope}"] = sum(g[f"sum.{objective.name}"] for g in groups) / known
-    return Summary(metrics, _figures(counts, by_role, data))
+    return Summary(metrics, _figures(by_role, data))
 
 
 def _count(written: DataFrame, data: Data) -> Counts:
@@ -101,16 +101,11 @@ def _refuse_constant_labels(by_role: Mapping[str, Mapping[str, float]], data: Da
                                  "mend the label's expression, or choose another split")
 
 
-def _figures(counts: Counts, by_role: Mapping[str, Mapping[str, float]], data: Data) -> list[Figure]:
-    days = sorted({day for _, day in counts})
-    rows = Figure(
-        id="rows", title="Rows by day and role", kind="bar", x=Axis("day"), y=Axis("rows"),
-        caption="How many impressions of each day play which role.",
-        series=[Series(role, days, [counts.get((role, day), {}).get("rows", 0) for day in days]) for role in ROLES])
+def _figures(by_role: Mapping[str, Mapping[str, float]], data: Data) -> list[Figure]:
     binary: Sequence[str] = [o.name for o in data.objectives if o.kind == "binary"]
     rates = Figure(
         id="positive_rate", title="Positive rate by role", kind="bar", x=Axis("role"), y=Axis("share of known labels"),
         caption="Rates that differ between roles point to a split that does not resemble serving.",
         series=[Series(name, ROLES, [by_role[r][f"sum.{name}"] / max(by_role[r][f"known.{name}"], 1) for r in ROLES])
                 for name in binary])
-    return [rows, rates]
+    return [rates]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -65,7 +65,9 @@ class AutoDim:
         device = resolve_device(config.device)
         embedding = MixtureEmbedding(schema, self.candidates)
         wide = ArchSpec.dense(schema, max(self.candidates))
-        network = host.build(schema, wide, embedding).to(device)
+        # Normalised candidates have the same norm whatever their tables hold: a penalty on it would only pull
+        # the probabilities towards mixtures that cancel out.
+        network = replace(host, l2=0.0).build(schema, wide, embedding).to(device)
         weights = torch.optim.Adam(
             [p for n, p in network.named_parameters() if p is not embedding.theta],
             lr=config.learning_rate, fused=True)
