@@ -7,6 +7,7 @@ tower per objective follows. All trunks share the embeddings below them.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ctrmodels.nn.towers import MLP
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module, ABC):
     """Base of all trunks.
 
     Attributes:
@@ -28,9 +29,9 @@ class Trunk(nn.Module):
         super().__init__()
         self.width, self.n_objectives = width, n_objectives
 
+    @abstractmethod
     def forward(self, flat: Tensor) -> list[Tensor]:
         """``flat`` [B, W] → K representations [B, H], in the order of the objectives."""
-        raise NotImplementedError
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that the losses of several objectives reach; what gradient balancing looks at."""
