@@ -36,8 +36,9 @@ def run(stage: Stage) -> None:
             assert spec.interactions is not None
             strength = {i.fields: i.strength for i in spec.interactions}
             stage.metric(f"{c.name}.kept_pairs", len(strength))
-            stage.figure(gates(c.name, spec.fields, strength))
-            stage.figure(strongest(c.name, spec.fields, strength))
+            if strength:
+                stage.figure(gates(c.name, spec.fields, strength))
+                stage.figure(strongest(c.name, spec.fields, strength))
     kept = _kept_by_seed(stage)
     if len(kept) > 1:
         stage.metric("kept_pairs.jaccard", float(np.mean(

@@ -286,7 +286,7 @@ def _tick(value: float) -> str:
 
 def _name_ticks(axes: Axes, names: Sequence[Any]) -> None:
     labels = [_short(str(n)) for n in names]
-    step = math.ceil(max(len(labels) / 14, sum(len(t) for t in labels) / 72))
+    step = max(1, math.ceil(max(len(labels) / 14, sum(len(t) for t in labels) / 72)))
     axes.set_xticks(range(0, len(labels), step), labels[::step])
 
 

@@ -116,3 +116,16 @@ def test_every_series_stands_out_from_its_ground(theme: str) -> None:
     (.785, "0.785"), (250.0, "250"), (20_000.0, "20k"), (3e6, "3M"), (-.5, "\N{MINUS SIGN}0.5"), (0.1 + 0.2, "0.3")])
 def test_ticks_are_short(value: float, text: str) -> None:
     assert charts._tick(value) == text
+
+
+@pytest.mark.parametrize("kind", ["line", "bar", "scatter"])
+@pytest.mark.parametrize("series", [[], [Series("nothing", [], [])]])
+def test_a_figure_without_points_is_an_empty_chart(kind, series):
+    figure = Figure("empty", "Nothing to show", kind, x=Axis("x"), y=Axis("y"), series=series)
+    assert charts.svg(figure, "salt").startswith("<svg")
+
+
+def test_a_heatmap_without_values_is_an_empty_chart():
+    figure = Figure("empty", "Nothing to show", "heatmap", rows=["a", "b"], columns=["a", "b"],
+                    values=[[None, None], [None, None]])
+    assert charts.svg(figure, "salt").startswith("<svg")
