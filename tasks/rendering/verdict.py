@@ -92,6 +92,8 @@ def _model(evidence: Evidence) -> str:
 def _compared(row: Line, other: Line, metric: str) -> str:
     """``+0.0021 (better, beyond the seeds' spread)``."""
     difference = row["valid"] - other["valid"]
+    if min(len(row["seeds"]), len(other["seeds"])) < 2:
+        return f"{numbers.difference(difference)} (one seed, so that the spread is not known)"
     if abs(difference) <= math.hypot(row["valid_sd"], other["valid_sd"]):
         return f"{numbers.difference(difference)} (inside the seeds' spread)"
     better = (difference > 0) == HIGHER_IS_BETTER[metric]

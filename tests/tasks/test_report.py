@@ -413,3 +413,10 @@ def test_no_part_of_the_page_is_wider_than_the_window(written: Path, tmp_path: P
     found = re.search(r"<title>(\d+)</title>", in_browser(tmp_path, frame).stdout)
     assert found is not None
     assert int(found[1]) <= width
+
+
+def test_one_seed_claims_no_spread() -> None:
+    row = {"valid": 0.6, "valid_sd": 0.0, "seeds": [0]}
+    told = verdict._compared(row, {**row, "valid": 0.5}, "auc")
+    assert "one seed" in told
+    assert "spread is not known" in told
