@@ -35,7 +35,7 @@ def assert_width_where_needed(widths: Sequence[Sequence[int]]) -> None:
 
 
 def assert_retrain_well(specs: Sequence[ArchSpec], logs: Sequence[Planted]) -> None:
-    """On average as good as the widest everywhere with 40 % fewer embedding values, and better than random widths."""
+    """As good as the widest everywhere and better than random widths each time; 40 % fewer values on average."""
     auc, size = [], []
     for seed, (spec, log) in enumerate(zip(specs, logs, strict=True)):
         rows = rows_of(log)
@@ -44,10 +44,10 @@ def assert_retrain_well(specs: Sequence[ArchSpec], logs: Sequence[Planted]) -> N
                    for s in (dense, spec, random_control(spec, log.schema, seed))]
         auc.append([t.valid["auc"] for t in trained])
         size.append([t.cost.parameters_embedding for t in trained])
-    dense_auc, found_auc, random_auc = np.mean(auc, 0)
-    assert found_auc >= dense_auc - 0.002
+    for dense_auc, found_auc, random_auc in auc:
+        assert found_auc >= dense_auc - 0.002
+        assert found_auc > random_auc
     assert np.mean(size, 0)[1] <= 0.6 * np.mean(size, 0)[0]
-    assert found_auc > random_auc
 
 
 def test_the_fields_that_interact_get_the_width():
