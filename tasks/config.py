@@ -328,9 +328,9 @@ class Ingest(Section):
 
 
 class Frequency(Section):
-    """Counting. Numeric quantiles are exact up to ``small_rows`` rows; a larger log is sampled down to as many."""
+    """Counting. Numeric quantiles are exact up to ``quantile_rows`` rows; a larger log is sampled down to as many."""
 
-    small_rows: Annotated[int, Field(ge=0)] = 2_000_000
+    quantile_rows: Annotated[int, Field(ge=0)] = 2_000_000
 
 
 class Validate(Section):
@@ -514,6 +514,12 @@ class Params(Section):
             raise ValueError(f"tune_fusion.primary = {self.tune_fusion.primary!r} is no objective of data.objectives")
         if not names:
             raise ValueError("data.objectives: at least one binary objective is needed")
+        for key, chosen_names in (("search_embedding.methods", self.search_embedding.methods),
+                                  ("search_interaction.methods", self.search_interaction.methods),
+                                  ("retrain.models", self.retrain.models)):
+            for name in chosen_names:
+                if chosen_names.count(name) > 1:
+                    raise ValueError(f"{key} names {name!r} twice: remove one")
         if "uniform" not in self.search_embedding.methods:
             raise ValueError("search_embedding.methods must contain 'uniform', the control of every search")
         if "all_pairs" not in self.search_interaction.methods:

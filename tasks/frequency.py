@@ -45,7 +45,7 @@ def run(stage: Stage) -> None:
                 files = 1 + total // FILE_ROWS
                 counts.write(table.repartition(files, "field", "value"), stage.out / "counts", span)
         with stage.timed("quantiles"):
-            grid = counts.quantiles(log, plan, total, stage.params.frequency.small_rows)
+            grid = counts.quantiles(log, plan, total, stage.params.frequency.quantile_rows)
         with stage.timed("spectra"):
             spectra = spectrum(counts.read(session, stage.out / "counts", plan.binary))
     moments.to_parquet(stage.out / "moments.parquet", index=False)

@@ -86,6 +86,8 @@ def test_keys_and_values_outside_the_models(key: str, value: Any, shown: str) ->
     ({"data__source": "files", "data__files": {"path": "a"}, "data__split": {"by": "file"}}, "maps roles"),
     ({"data__source": "files", "data__files": {"path": "a", "format": "csv", "header": False}}, "needs columns"),
     ({"search_embedding__methods": ["pep"]}, "must contain 'uniform'"),
+    ({"search_embedding__methods": ["uniform", "pep", "pep"]}, "search_embedding.methods names 'pep' twice"),
+    ({"retrain__models": ["esmm", "esmm"]}, "retrain.models names 'esmm' twice"),
     ({"search_interaction__methods": ["autofis"]}, "must contain 'all_pairs'"),
     ({"training__embedding_dim": 8}, "must not exceed training.embedding_dim"),
 ])
