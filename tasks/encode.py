@@ -46,7 +46,7 @@ def run(stage: Stage) -> None:
     work = stage.scratch / "encode"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    with spark.session("encode", stage.params.ingest.partitions) as session:
+    with spark.session("encode", stage.params.ingest.partitions, spark.folder_bytes(ingested)) as session:
         with stage.timed("vocabulary"):
             vocabularies = _vocabularies(stage, session, counted, work)
         numbers = _numbers(data, counted, stage.params.encode.buckets)

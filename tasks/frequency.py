@@ -29,7 +29,7 @@ FILE_ROWS = 20_000_000
 def run(stage: Stage) -> None:
     """Count the ingested log."""
     data, folder = stage.params.data, stage.input("ingest")
-    with spark.session("frequency", stage.params.ingest.partitions) as session:
+    with spark.session("frequency", stage.params.ingest.partitions, spark.folder_bytes(folder)) as session:
         log = session.read.parquet(counts.uri(folder / "log"))
         plan = counts.Plan.of(data)
         with stage.timed("moments"):

@@ -24,7 +24,7 @@ def run(stage: Stage) -> None:
     scratch = stage.scratch.resolve()
     with stage.timed("source"):
         described = sources.prepare(data, scratch, stage.out)
-    with spark.session("ingest", partitions) as session:
+    with spark.session("ingest", partitions, files.size(described)) as session:
         with stage.timed("check"):
             log = files.read(session, described, scratch)
             prepared = prepare(log, data, partitions)

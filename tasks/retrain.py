@@ -28,10 +28,12 @@ from ctrmodels.multitask.predictions import Predictions
 from ctrmodels.multitask.spaces import ALL, space_mask
 from ctrmodels.multitask.train import train
 from ctrmodels.training import TrainConfig, predict, run_trials, seed_everything
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import resolve_device
 from tasks import model_figures
 from tasks.config import MODELS, Params
 from tasks.runtime.stage import Stage, main
+from tasks.training import train_config
 
 LEARNS_FROM = ("train", "arch")
 GATE_ROWS = 100_000  # rows of `valid` that the use of the experts is measured on
@@ -49,7 +51,8 @@ def run(stage: Stage) -> None:
     model = build_model(model_name, schema, spec, config)
 
     trials = [{"encoded": encoded, "spec_folder": spec_folder, "name": model_name, "config": config,
-               "training": train_config(stage.params, seed), "out": stage.scratch / f"seed={seed}"}
+               "training": train_config(stage.params.training, seed),
+               "checkpoint_steps": stage.params.training.checkpoint_steps, "out": stage.scratch / f"seed={seed}"}
               for seed in range(stage.params.retrain.seeds)]
     with stage.timed("training"):
         results = run_trials(train_seed, trials)
@@ -74,8 +77,8 @@ def run(stage: Stage) -> None:
 
 
 def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig, training: TrainConfig,
-               out: Path) -> dict[str, Any]:
-    """Train one seed; a seed that an earlier attempt finished is read from ``out`` instead.
+               checkpoint_steps: int, out: Path) -> dict[str, Any]:
+    """Train one seed, from where an interrupted attempt left it in ``out``; a finished one is only read.
 
     Returns:
         ``seed``, ``best_epoch``, ``history``, ``metrics`` (on ``valid``), ``seconds``.
@@ -89,7 +92,8 @@ def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig,
     dataset = Dataset(encoded, (*LEARNS_FROM, "valid"))
     model = build_model(name, dataset.schema, ArchSpec.load(spec_folder), config)
     valid = dataset.role("valid")
-    fitted = train(model, dataset.role(*LEARNS_FROM), valid, training)
+    fitted = train(model, dataset.role(*LEARNS_FROM), valid, training,
+                   Checkpoint(out / "training.safetensors", checkpoint_steps))
     scores = predict(model, valid)
     found = {"seed": training.seed, "best_epoch": fitted.best_epoch, "history": fitted.history,
              "metrics": evaluate_scores(dataset.schema, valid.labels, scores, valid.group),
@@ -107,13 +111,6 @@ def model_config(params: Params) -> ModelConfig:
     r, t = params.retrain, params.training
     return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, gate_init=t.gate_init,
                        experts=r.mmoe.experts, loss_weights=r.loss_weights)
-
-
-def train_config(params: Params, seed: int) -> TrainConfig:
-    """The training that params.yaml asks for."""
-    t = params.training
-    return TrainConfig(epochs=t.epochs, patience=t.patience, batch_size=t.batch_size,
-                       learning_rate=t.learning_rate, device=t.device, seed=seed)
 
 
 def check_labels(dataset: Dataset) -> None:

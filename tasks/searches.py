@@ -15,10 +15,10 @@ from ctrmodels.errors import InputError
 from ctrmodels.search.base import Host, SearchMethod
 from ctrmodels.search.choose import choose, leaderboard, mean_sd
 from ctrmodels.search.run import Candidate, run_search
-from ctrmodels.training import TrainConfig
 from tasks.config import Params
 from tasks.runtime.figure import Axis, Figure, Series
 from tasks.runtime.stage import Stage
+from tasks.training import train_config
 
 SearchStage = Literal["search_embedding", "search_interaction"]
 
@@ -30,8 +30,7 @@ def host_of(params: Params, section: SearchStage, embedding: ArchSpec | None = N
     return Host(
         objective=getattr(params, section).objective or binary[0], dim=training.embedding_dim,
         hidden=training.hidden, dropout=training.dropout, l2=training.l2, gate_init=training.gate_init,
-        train=TrainConfig(training.epochs, training.patience, training.batch_size, training.learning_rate,
-                          training.device),
+        train=train_config(training),
         embedding=embedding)
 
 

@@ -35,7 +35,7 @@ def run(stage: Stage) -> None:
     moments = pd.read_parquet(counted / "moments.parquet")
     _check_keys(data, validate)
     reference = facts.reference_day(summary, moments, data, validate.reference_day)
-    with spark.session("validate", stage.params.ingest.partitions) as session:
+    with spark.session("validate", stage.params.ingest.partitions, spark.folder_bytes(ingested)) as session:
         rows = session.read.parquet(counts.uri(ingested))
         with stage.timed("facts"):
             table = counts.read(session, counted / "counts", counts.Plan.of(data).binary)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,31 +36,104 @@ class Batch:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """A batch of ``change`` applied to every column."""
+        return Batch(change(self.ids), change(self.numeric), {k: change(v) for k, v in self.sequences.items()},
+                     change(self.labels), change(self.position))
+
     def to(self, device: torch.device | str) -> Batch:
         """The same rows on ``device``."""
-        return Batch(self.ids.to(device), self.numeric.to(device),
-                     {k: v.to(device) for k, v in self.sequences.items()},
-                     self.labels.to(device), self.position.to(device))
+        return self.each(lambda column: column.to(device))
+
+    def select(self, index: Tensor) -> Batch:
+        """Rows ``index``, int64 [n], in that order."""
+        return self.each(lambda column: column.index_select(0, index))
+
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """All rows of ``parts`` in order."""
+        if len(parts) == 1:
+            return parts[0]
+        sequences = {k: torch.cat([p.sequences[k] for p in parts]) for k in parts[0].sequences}
+        return cls(torch.cat([p.ids for p in parts]), torch.cat([p.numeric for p in parts]), sequences,
+                   torch.cat([p.labels for p in parts]), torch.cat([p.position for p in parts]))
 
 
-class Rows:
-    """The rows of one or more roles, as memory-mapped columns.
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one folder of the encoded log, N rows each, in memory or mapped from their files.
 
     Attributes:
-        schema: their description.
-        ids, numeric, labels, position, group, time: one array per column kind; ``group`` int64 [N] is the
-            64-bit hash of the group value (0 everywhere if the log has none), ``time`` int64 [N] in seconds.
+        ids: int32 [N, F].
+        numeric: float32 [N, M].
         sequences: name of the sequence field → int32 [N, L].
+        labels: float32 [N, K], NaN where unknown.
+        position: int32 [N], 0 where unknown.
+        group: int64 [N], the 64-bit hash of the group value; 0 everywhere if the log has none.
+        time: int64 [N], in seconds.
     """
 
-    def __init__(self, schema: Schema, ids: np.ndarray, numeric: np.ndarray, sequences: dict[str, np.ndarray],
-                 labels: np.ndarray, position: np.ndarray, group: np.ndarray, time: np.ndarray) -> None:
-        self.schema = schema
-        self.ids, self.numeric, self.sequences = ids, numeric, sequences
-        self.labels, self.position, self.group, self.time = labels, position, group, time
+    ids: np.ndarray
+    numeric: np.ndarray
+    sequences: dict[str, np.ndarray]
+    labels: np.ndarray
+    position: np.ndarray
+    group: np.ndarray
+    time: np.ndarray
 
     def __len__(self) -> int:
         return self.ids.shape[0]
+
+    @classmethod
+    def join(cls, parts: Sequence[Columns]) -> Columns:
+        """All rows of ``parts`` in order, copied into memory; a single part as it is."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(p, name) for p in parts])
+
+        sequences = {k: np.concatenate([p.sequences[k] for p in parts]) for k in parts[0].sequences}
+        return cls(joined("ids"), joined("numeric"), sequences, joined("labels"), joined("position"),
+                   joined("group"), joined("time"))
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Rows ``start`` to ``stop`` as tensors of their own memory."""
+        def tensor(column: np.ndarray) -> Tensor:
+            return torch.from_numpy(_read(column, start, min(stop, len(self))))
+
+        return Batch(tensor(self.ids), tensor(self.numeric), {k: tensor(v) for k, v in self.sequences.items()},
+                     tensor(self.labels), tensor(self.position))
+
+
+def _read(column: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """A copy of some rows. A mapped column is read from its file: pages of a mapping would add up in memory."""
+    if isinstance(column, np.memmap) and column.size and column.filename is not None:
+        width = column[0].size
+        offset = column.offset + start * width * column.itemsize
+        return np.fromfile(column.filename, column.dtype, (stop - start) * width, offset=offset
+                           ).reshape(stop - start, *column.shape[1:])
+    return np.array(column[start:stop])
+
+
+class Rows:
+    """The rows of one or more roles.
+
+    Attributes:
+        schema: their description.
+        parts: their columns, one entry per role.
+    """
+
+    def __init__(self, schema: Schema, parts: Sequence[Columns]) -> None:
+        self.schema, self.parts = schema, tuple(parts)
+
+    def __len__(self) -> int:
+        return sum(len(p) for p in self.parts)
+
+    @classmethod
+    def of(cls, schema: Schema, *columns: Any) -> Rows:
+        """Rows of the columns that :class:`Columns` lists, in its order."""
+        return cls(schema, [Columns(*columns)])
 
     @classmethod
     def open(cls, schema: Schema, folder: Path) -> Rows:
@@ -81,21 +156,53 @@ class Rows:
                                  "run the stage `encode` again")
             return array
 
-        return cls(schema, column("ids"), column("numeric"),
-                   {f.name: column(f"sequence.{f.name}") for f in schema.sequence_fields},
-                   column("labels"), column("position"), column("group"), column("time"))
+        return cls.of(schema, column("ids"), column("numeric"),
+                      {f.name: column(f"sequence.{f.name}") for f in schema.sequence_fields},
+                      column("labels"), column("position"), column("group"), column("time"))
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
-        """All rows of ``parts`` in order, copied into memory."""
-        first = parts[0]
-        def join(arrays: Iterable[np.ndarray]) -> np.ndarray:
-            return np.concatenate(list(arrays))
+    def concatenate(cls, rows: Sequence[Rows]) -> Rows:
+        """All rows in order. Nothing is copied until a whole column is asked for."""
+        return cls(rows[0].schema, [part for r in rows for part in r.parts])
 
-        return cls(first.schema, join(p.ids for p in parts), join(p.numeric for p in parts),
-                   {k: join(p.sequences[k] for p in parts) for k in first.sequences},
-                   join(p.labels for p in parts), join(p.position for p in parts),
-                   join(p.group for p in parts), join(p.time for p in parts))
+    @cached_property
+    def _whole(self) -> Columns:
+        return Columns.join(self.parts)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int32 [N, F]."""
+        return self._whole.ids
+
+    @property
+    def numeric(self) -> np.ndarray:
+        """float32 [N, M]."""
+        return self._whole.numeric
+
+    @property
+    def sequences(self) -> dict[str, np.ndarray]:
+        """Name of the sequence field → int32 [N, L]."""
+        return self._whole.sequences
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """float32 [N, K], NaN where unknown."""
+        return np.concatenate([p.labels for p in self.parts])
+
+    @property
+    def position(self) -> np.ndarray:
+        """int32 [N], 0 where unknown."""
+        return self._whole.position
+
+    @property
+    def group(self) -> np.ndarray:
+        """int64 [N]."""
+        return self._whole.group
+
+    @property
+    def time(self) -> np.ndarray:
+        """int64 [N], in seconds."""
+        return self._whole.time
 
     def take(self, index: np.ndarray | slice) -> Batch:
         """Rows ``index`` as tensors."""
@@ -106,22 +213,11 @@ class Rows:
                      {k: tensor(v) for k, v in self.sequences.items()},
                      tensor(self.labels), tensor(self.position))
 
-    def batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """One pass in batches of ``size`` rows: in order, or shuffled when ``rng`` is given.
-
-        Reads are slices of the mapped columns when in order. The last batch may be smaller; a last batch
-        of a single row is left out when shuffled, since batch statistics are undefined on it.
-        """
-        n = len(self)
-        if rng is None:
-            for start in range(0, n, size):
-                yield self.take(slice(start, start + size))
-            return
-        order = rng.permutation(n)
-        for start in range(0, n, size):
-            index = order[start:start + size]
-            if len(index) > 1:
-                yield self.take(np.sort(index))
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All rows in order, in batches of ``size``; batches end where a role ends."""
+        for part in self.parts:
+            for start in range(0, len(part), size):
+                yield part.read(start, start + size)
 
 
 class Dataset:
@@ -150,8 +246,7 @@ class Dataset:
                 raise RoleError(f"role {name!r} asked for by a reader of {self.allow}: "
                                 "a search or a choice may not see these rows")
         parts = [Rows.open(self.schema, self.folder / name) for name in names]
-        parts = [p for p in parts if len(p)] or parts[:1]
-        return parts[0] if len(parts) == 1 else Rows.concatenate(parts)
+        return Rows.concatenate([p for p in parts if len(p)] or parts[:1])
 
     def counts(self) -> np.ndarray:
         """int64 [total_vocab]: how often each id occurs on ``train``, ``schema.id_spaces`` laid end to end."""

@@ -73,7 +73,7 @@ def in_memory(schema: Schema, ids: np.ndarray, labels: np.ndarray, group: np.nda
         group: int64 [N] list of each row; ``None`` = the log has no lists.
     """
     n = len(ids)
-    return Rows(schema, np.ascontiguousarray(ids, np.int32), np.zeros((n, 0), np.float32), {},
+    return Rows.of(schema, np.ascontiguousarray(ids, np.int32), np.zeros((n, 0), np.float32), {},
                 np.asarray(labels, np.float32).reshape(n, -1), np.zeros(n, np.int32),
                 np.zeros(n, np.int64) if group is None else group.astype(np.int64), np.zeros(n, np.int64))
 

@@ -1,4 +1,4 @@
-"""Losses on log-probabilities, and means over an objective's own rows."""
+"""Losses on log-probabilities."""
 
 from __future__ import annotations
 
@@ -33,14 +33,3 @@ def cross_entropy(log_p: Tensor, label: Tensor) -> Tensor:
     underflows nor needs clamping, which would bias it.
     """
     return -(label * log_p + (1.0 - label) * log1mexp(log_p))
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` [B] over the rows of ``mask`` [B]; 0 if there are none.
-
-    ``L_k = sum_i d_k(i) l_k(i) / sum_i d_k(i)`` (PLE, RecSys 2020, eq. 9): an objective's loss is divided by
-    the number of its own rows, not by the batch size. Values outside the mask get no gradient; they must be
-    finite, since a gradient of 0 times infinity is not 0.
-    """
-    inside = torch.where(mask, values, torch.zeros_like(values))
-    return inside.sum() / mask.sum().clamp(min=1)

@@ -23,11 +23,12 @@ from ctrmodels.data.schema import Objective, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask import chains
 from ctrmodels.multitask.chains import Chain
-from ctrmodels.multitask.losses import cross_entropy, masked_mean
+from ctrmodels.multitask.losses import cross_entropy
 from ctrmodels.multitask.regression import LogTarget
 from ctrmodels.multitask.spaces import ALL, joint_label, space_mask
 from ctrmodels.multitask.trunks import Identity, MMoE, SharedBottom, Trunk
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.losses import masked_mean
 from ctrmodels.nn.towers import MLP
 
 
@@ -177,7 +178,7 @@ class MultiObjectiveModel(nn.Module):
         representations = self.trunk(encoded.flat)  # K × [B, H]
         deep = [tower(h) for tower, h in zip(self.towers, representations, strict=True)]  # K × [B, 1]
         # Losses and chains are computed in float32, whatever the network's own precision.
-        return (torch.cat(deep, dim=1) + self.wide(batch, encoded)).float(), encoded.penalty
+        return (torch.cat(deep, dim=1) + self.wide(encoded)).float(), encoded.penalty
 
     def _heads(self, outputs: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, outputs.unbind(dim=1), strict=True))

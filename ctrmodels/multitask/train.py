@@ -9,21 +9,24 @@ from ctrmodels.data.dataset import Rows
 from ctrmodels.multitask.evaluation import mean_auc
 from ctrmodels.multitask.models import MultiObjectiveModel
 from ctrmodels.training import FitResult, TrainConfig, fit
+from ctrmodels.training.checkpoint import Checkpoint
 
 
-def train(model: MultiObjectiveModel, rows: Rows, valid: Rows, config: TrainConfig) -> FitResult:
+def train(model: MultiObjectiveModel, rows: Rows, valid: Rows, config: TrainConfig,
+          checkpoint: Checkpoint | None = None) -> FitResult:
     """Fit ``model`` on ``rows``, stopping by the mean AUC@all of the binary objectives on ``valid``.
 
     Around the common loop it sets what a loop cannot: the scale of regression objectives before, and their
     smearing factors after, both from ``rows``.
 
     Raises:
-        InputError: a regression objective has no value in its space, or a negative one.
+        InputError: a regression objective has no value in its space, or a negative one; or the checkpoint is
+            damaged or belongs to another training.
         FloatingPointError: the loss is not finite.
     """
     if model.regressions:
         model.fit_targets(rows.labels)
-    result = fit(model, rows, valid, config, mean_auc(rows.schema))
+    result = fit(model, rows, valid, config, mean_auc(rows.schema), checkpoint)
     if model.regressions:
         model.fit_smearing(_outputs(model, rows), rows.labels)
     return result

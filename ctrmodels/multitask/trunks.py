@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ctrmodels.nn.dropout import Dropout
 from ctrmodels.nn.towers import MLP
 
 
@@ -124,7 +125,7 @@ class Experts(nn.Module):
         layers = list(pairwise((width_in, *hidden)))
         self.weights = nn.ParameterList(nn.Parameter(_uniform((count, a, b), fan_in=a)) for a, b in layers)
         self.biases = nn.ParameterList(nn.Parameter(_uniform((count, b), fan_in=a)) for a, b in layers)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [B, W] → [B, E, H]."""

@@ -1,76 +1,33 @@
 """Embeddings of every field of a batch, for each way an ArchSpec may allocate them.
 
-Notation: B rows, F fields (id fields, then sequences), D common width, V ids of all id spaces, L sequence steps.
+Notation: B rows, F fields (id fields, then sequences), D common width, V ids of all id spaces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
+from ctrmodels.nn.table import Layout, Lookup, Table
 
 INIT_SD = 0.01
 
 
-class Bags(nn.Module):
-    """Turns a batch into bags of row numbers of a table, one bag per row and field.
-
-    An id field's bag holds its id, a sequence's bag the steps that are there. With all fields in one layout a
-    batch costs one look-up, whatever its fields.
-
-    Args:
-        schema: the log.
-        fields: positions of the fields to look up, among id fields and then sequences; all by default.
-        starts: where each field's ids begin in the table; by default all id spaces lie end to end.
-    """
-
-    starts: Tensor
-    columns: Tensor
-
-    def __init__(self, schema: Schema, fields: Sequence[int] | None = None,
-                 starts: Mapping[str, int] | None = None) -> None:
-        super().__init__()
-        starts = schema.offsets if starts is None else starts
-        n_ids = len(schema.id_fields)
-        chosen = range(n_ids + len(schema.sequence_fields)) if fields is None else sorted(fields)
-        columns = [i for i in chosen if i < n_ids]
-        self.sequences = [(f.name, starts[f.name]) for i, f in enumerate(schema.sequence_fields, n_ids)
-                          if i in chosen]
-        self.n_fields = len(chosen)
-        self.register_buffer("columns", torch.tensor(columns, dtype=torch.long), persistent=False)
-        self.register_buffer("starts", torch.tensor([starts[schema.id_fields[i].name] for i in columns],
-                                                    dtype=torch.int32), persistent=False)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """int32 [n] row numbers, field after field within a row, and int32 [B * F] where each bag begins."""
-        ids = batch.ids.index_select(1, self.columns) + self.starts
-        parts, lengths = [ids], [torch.ones_like(ids)]
-        for name, start in self.sequences:
-            steps = batch.sequences[name]
-            there = steps >= 0
-            parts.append(torch.where(there, steps + start, steps))
-            lengths.append(there.sum(1, keepdim=True, dtype=torch.int32))
-        rows, length = torch.cat(parts, 1), torch.cat(lengths, 1).flatten()
-        return rows[rows >= 0], torch.cumsum(length, 0, dtype=torch.int32) - length
-
-    def gather(self, batch: Batch, table: Tensor) -> Tensor:
-        """Mean of each bag's rows of ``table`` [V, W], zero for an empty bag: [B, F, W]."""
-        index, begins = self(batch)
-        return F.embedding_bag(index, table, begins, mode="mean").view(len(batch), self.n_fields, table.shape[1])
-
-
 class FieldEmbedding(nn.Module):
-    """Base: the embedding of every field of a batch. Sequences are the mean of their steps' embeddings."""
+    """Base: the embedding of every field of a batch. Sequences are the mean of their steps' embeddings.
+
+    ``forward(batch, lookup)`` gives [B, F, D]; ``lookup`` is the batch's in the layout of all fields and all id
+    spaces, which the other parts of a network share.
+    """
 
     def __init__(self, schema: Schema, dim: int) -> None:
         super().__init__()
-        self.bags, self.dim = Bags(schema), dim
+        self.n_fields, self.dim = len(schema.id_fields) + len(schema.sequence_fields), dim
 
     def stored_values(self) -> int:
         """Number of values that serving has to keep."""
@@ -90,37 +47,31 @@ class UniformEmbedding(FieldEmbedding):
 
     def __init__(self, schema: Schema, dim: int) -> None:
         super().__init__(schema, dim)
-        self.table = nn.Parameter(torch.empty(schema.total_vocab, dim).normal_(std=INIT_SD))
+        self.table = Table(schema.total_vocab, dim, INIT_SD)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, lookup: Lookup) -> Tensor:
         """[B, F, D]."""
-        return self.bags.gather(batch, self.table)
+        return self.table(lookup)
 
 
 class MaskedEmbedding(UniformEmbedding):
-    """One table of which only the entries in ``mask`` live.
-
-    The others start at zero and their gradient is masked, so that no optimiser ever moves them.
-    """
-
-    mask: Tensor
+    """One table of which only the entries in ``mask`` live."""
 
     def __init__(self, schema: Schema, mask: np.ndarray, init: np.ndarray | None) -> None:
         super().__init__(schema, mask.shape[1])
-        self.register_buffer("mask", torch.from_numpy(mask.copy()))
-        with torch.no_grad():
-            if init is not None:
-                self.table.copy_(torch.from_numpy(init.astype(np.float32)))
-            self.table.mul_(self.mask)
-        self.table.register_hook(lambda gradient: gradient * self.mask)
+        if init is not None:
+            with torch.no_grad():
+                self.table.weight.copy_(torch.from_numpy(init.astype(np.float32)))
+        self.table.prune(torch.from_numpy(mask.copy()))
 
     def stored_values(self) -> int:
         """The kept entries."""
-        return int(self.mask.sum())
+        assert self.table.mask is not None
+        return int(self.table.mask.sum())
 
     def overhead_bytes(self) -> int:
         """One bit per entry of the table."""
-        return (self.mask.numel() + 7) // 8
+        return (self.table.weight.numel() + 7) // 8
 
 
 class PerFieldEmbedding(FieldEmbedding):
@@ -138,8 +89,8 @@ class PerFieldEmbedding(FieldEmbedding):
             raise ValueError(f"{len(dims)} widths for {len(spaces)} id spaces")
         width = {f.name: w for f, w in zip(spaces, dims, strict=True)}
         fields = [(f.name, f.of or f.name) for f in (*schema.id_fields, *schema.sequence_fields)]
-        self.tables, self.projections = nn.ParameterDict(), nn.ParameterDict()
-        self.groups: list[tuple[int, Bags]] = []
+        self.tables, self.layouts, self.projections = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
+        self.members: dict[str, int] = {}
         self.spaces_of: dict[int, list[int]] = {}
         places: list[int] = []
         for w in sorted(set(dims)):
@@ -150,31 +101,29 @@ class PerFieldEmbedding(FieldEmbedding):
             members = [i for i, (_, owner) in enumerate(fields) if owner in starts]
             places += members
             starts |= {name: starts[owner] for name, owner in fields if owner in starts}
-            self.groups.append((w, Bags(schema, members, starts)))
+            self.layouts[str(w)], self.members[str(w)] = Layout(schema, members, starts), len(members)
             if w:
-                self.tables[str(w)] = nn.Parameter(torch.empty(rows, w).normal_(std=INIT_SD))
+                self.tables[str(w)] = Table(rows, w, INIT_SD)
             if w not in (0, dim):
                 bound = (6 / (w + dim)) ** 0.5
                 self.projections[str(w)] = nn.Parameter(torch.empty(len(owners), w, dim).uniform_(-bound, bound))
                 names = [f.name for f in owners]
                 self.spaces_of[w] = [names.index(fields[i][1]) for i in members]
         self.register_buffer("order", torch.tensor(places).argsort(), persistent=False)
-        for i, (_, bags) in enumerate(self.groups):
-            self.add_module(f"bags_{i}", bags)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """[B, F, D]."""
+    def forward(self, batch: Batch, lookup: Lookup) -> Tensor:
+        """[B, F, D]; each width has a layout of its own."""
         parts = []
-        for w, bags in self.groups:
-            if not w:
-                parts.append(torch.zeros(len(batch), bags.n_fields, self.dim, device=batch.ids.device))
+        for w, layout in self.layouts.items():
+            if w not in self.tables:
+                parts.append(torch.zeros(len(batch), self.members[w], self.dim, device=batch.ids.device))
                 continue
-            rows = bags.gather(batch, self.tables[str(w)])  # [B, F_w, w]
-            if w != self.dim:
-                rows = torch.einsum("bfw,fwd->bfd", rows, self.projections[str(w)][self.spaces_of[w]])
+            rows = self.tables[w](layout(batch))  # [B, F_w, w]
+            if w in self.projections:
+                rows = torch.einsum("bfw,fwd->bfd", rows, self.projections[w][self.spaces_of[int(w)]])
             parts.append(rows)
         return torch.cat(parts, 1).index_select(1, self.order)
 
     def flops(self) -> int:
         """The projections."""
-        return sum(2 * w * self.dim * bags.n_fields for w, bags in self.groups if w not in (0, self.dim))
+        return sum(2 * int(w) * self.dim * self.members[w] for w in self.projections)

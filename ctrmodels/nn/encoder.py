@@ -10,14 +10,11 @@ from torch import Tensor, nn
 from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
-from ctrmodels.nn.embedding import (
-    Bags,
-    FieldEmbedding,
-    MaskedEmbedding,
-    PerFieldEmbedding,
-    UniformEmbedding,
-)
+from ctrmodels.nn.dropout import Dropout
+from ctrmodels.nn.embedding import FieldEmbedding, MaskedEmbedding, PerFieldEmbedding, UniformEmbedding
 from ctrmodels.nn.interaction import PairProducts
+from ctrmodels.nn.norm import BatchNorm
+from ctrmodels.nn.table import Layout, Lookup, Table
 
 
 @dataclass
@@ -29,12 +26,14 @@ class Encoded:
         flat: [B, W] fields laid side by side and the numeric values; what an MLP reads.
         pairs: [B, M] inner products of the spec's interactions.
         penalty: scalar, ``l2`` times the squared norm of the embeddings, per row; part of every loss.
+        lookup: the rows of the batch in the layout of all fields.
     """
 
     fields: Tensor
     flat: Tensor
     pairs: Tensor
     penalty: Tensor
+    lookup: Lookup
 
 
 def build_embedding(schema: Schema, spec: ArchSpec) -> FieldEmbedding:
@@ -74,21 +73,23 @@ class FeatureEncoder(nn.Module):
         super().__init__()
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
+        self.layout = Layout(schema)
         self.embedding = embedding if embedding is not None else build_embedding(schema, spec)
-        self.n_fields = self.embedding.bags.n_fields
+        self.n_fields = self.layout.n_fields
         self.products = PairProducts(spec.interactions, self.n_fields)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.l2 = l2
         self.width = self.n_fields * spec.out_dim + len(schema.numeric_fields)
         self.n_pairs = len(spec.interactions)
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode B rows."""
-        fields = self.embedding(batch)  # [B, F, D]
+        lookup = self.layout(batch)
+        fields = self.embedding(batch, lookup)  # [B, F, D]
         flat = self.dropout(torch.cat([fields.flatten(1), batch.numeric], 1))  # [B, F*D + N]
         pairs = self.products(fields) if self.n_pairs else fields.new_zeros(len(batch), 0)
         penalty = self.l2 * fields.square().sum() / len(batch) if self.l2 else fields.new_zeros(())
-        return Encoded(fields, flat, pairs, penalty)
+        return Encoded(fields, flat, pairs, penalty, lookup)
 
     def flops(self) -> int:
         """Operations per row: projections, and 2 D per pair."""
@@ -105,18 +106,13 @@ class WideHead(nn.Module):
 
     def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:
         super().__init__()
-        self.bags = Bags(schema)
-        self.weights = nn.Parameter(torch.zeros(schema.total_vocab, n_outputs))
+        self.weights = Table(schema.total_vocab, n_outputs)
         self.bias = nn.Parameter(torch.zeros(n_outputs))
         n_pairs = len(spec.interactions or ())
-        self.norm = nn.BatchNorm1d(n_pairs, affine=False, momentum=0.01, eps=1e-3) if n_pairs else None
+        self.norm = BatchNorm(n_pairs, momentum=0.01, eps=1e-3) if n_pairs else None
         self.gates = nn.Parameter(torch.full((n_pairs, n_outputs), gate_init))
 
-    def first_order(self, batch: Batch) -> Tensor:
-        """[B, K]: bias and id weights."""
-        return self.bias + self.bags.gather(batch, self.weights).sum(1)
-
-    def forward(self, batch: Batch, encoded: Encoded) -> Tensor:
+    def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
-        out = self.first_order(batch)
+        out = self.bias + self.weights(encoded.lookup).sum(1)
         return out if self.norm is None else out + self.norm(encoded.pairs) @ self.gates

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ctrmodels.nn.dropout import Dropout
+
 
 class MLP(nn.Sequential):
     """Linear, ReLU, dropout for each width of ``hidden``; then a linear map to ``width_out`` if it is given.
@@ -21,7 +23,7 @@ class MLP(nn.Sequential):
         for h in hidden:
             layers += [nn.Linear(width, h), nn.ReLU()]
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             width = h
         if width_out is not None:
             layers.append(nn.Linear(width, width_out))

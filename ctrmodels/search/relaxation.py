@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import INIT_SD, FieldEmbedding
+from ctrmodels.nn.norm import BatchNorm
+from ctrmodels.nn.table import Lookup, Table
 
 
 class SoftThresholdEmbedding(FieldEmbedding):
@@ -35,15 +37,15 @@ class SoftThresholdEmbedding(FieldEmbedding):
         self.table = nn.Parameter(torch.empty(rows, dim).normal_(std=INIT_SD))
         self.threshold = nn.Parameter(torch.full(shape[granularity], threshold_init))
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, lookup: Lookup) -> Tensor:
         """[B, F, D]; the thresholds act once on every row that the batch touches."""
-        index, begins = self.bags(batch)
-        touched, place = torch.unique(index, return_inverse=True)
+        touched, place = lookup.distinct()
         v = F.embedding(touched, self.table)
         s = self.threshold if self.threshold.shape[0] == 1 else F.embedding(touched, self.threshold)
         rows = torch.sign(v) * F.relu(v.abs() - torch.sigmoid(s))  # [U, D]
-        bags = F.embedding_bag(place.to(torch.int32), rows, begins, mode="mean")
-        return bags.view(len(batch), self.bags.n_fields, self.dim)
+        if lookup.begins is None:
+            return F.embedding(place, rows).view(*lookup.shape, self.dim)
+        return F.embedding_bag(place, rows, lookup.begins, mode="mean").view(*lookup.shape, self.dim)
 
     @torch.no_grad()
     def kept(self) -> Tensor:
@@ -77,12 +79,11 @@ class MixtureEmbedding(FieldEmbedding):
         order = [*schema.id_fields, *schema.sequence_fields]
         index = {f.name: i for i, f in enumerate(spaces)}
         self.owner = [index[f.of or f.name] for f in order]
-        self.tables = nn.ParameterList(
-            nn.Parameter(torch.empty(schema.total_vocab, d).normal_(std=INIT_SD)) for d in candidates)
+        self.tables = nn.ModuleList(Table(schema.total_vocab, d, INIT_SD) for d in candidates)
         self.projections = nn.ParameterList(
             nn.Parameter(torch.empty(len(spaces), d, self.dim).uniform_(-1, 1) * (6 / (d + self.dim)) ** 0.5)
             for d in candidates)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(len(order) * self.dim, affine=False) for _ in candidates)
+        self.norms = nn.ModuleList(BatchNorm(len(order) * self.dim) for _ in candidates)
         self.theta = nn.Parameter(torch.zeros(len(spaces), len(candidates)))
         self.temperature, self.uniform = 1.0, True
 
@@ -96,13 +97,13 @@ class MixtureEmbedding(FieldEmbedding):
             logits = logits - torch.log(-torch.log(noise))
         return torch.softmax(logits / self.temperature, 1)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, lookup: Lookup) -> Tensor:
         """[B, F, D]."""
         p = self.probabilities()[self.owner]  # [F, N]
         mixed: Tensor | None = None
         for n, (table, projection, norm) in enumerate(
                 zip(self.tables, self.projections, self.norms, strict=True)):
-            rows = self.bags.gather(batch, table)  # [B, F, d_n]
+            rows = table(lookup)  # [B, F, d_n]
             wide = torch.einsum("bfi,fio->bfo", rows, projection[self.owner])  # [B, F, D]
             scaled = norm(wide.flatten(1)).view_as(wide) * p[:, n].unsqueeze(1)
             mixed = scaled if mixed is None else mixed + scaled

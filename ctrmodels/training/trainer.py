@@ -1,20 +1,34 @@
-"""The training loop that search, retraining and controls share."""
+"""The one training loop: searches, controls, retraining and benchmarks all use it."""
 
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from ctrmodels import ranks
 from ctrmodels.data.dataset import Batch, Rows
+from ctrmodels.data.loader import Loader
+from ctrmodels.errors import InputError
+from ctrmodels.nn.towers import MLP
+from ctrmodels.training.checkpoint import Checkpoint
+from ctrmodels.training.memory import keep_freed_pages
+from ctrmodels.training.optimisers import Optimisers, TableOptimiser, clip_norm
 
 log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16"]
+Schedule = Literal["constant", "cosine"]
 
 
 @runtime_checkable
@@ -40,9 +54,18 @@ class TrainConfig:
     Attributes:
         epochs: at most this many passes.
         patience: passes without a better validation metric before it stops.
-        batch_size: rows per step.
-        learning_rate: of Adam.
+        batch_size: rows per step, over all ranks.
+        learning_rate: of Adam on the layers.
+        table_optimiser: of the embedding tables: ``lazy_adam``, ``rowwise_adagrad``, or ``adam`` on whole tables.
+        table_learning_rate: of the tables; ``None`` = ``learning_rate``.
+        weight_decay: decoupled, on the layers.
+        clip_norm: largest norm of a step's gradient; ``None`` = no limit.
+        schedule: of the learning rates after the warm-up: ``constant``, or ``cosine`` down to zero.
+        warm_up: share of the planned steps in which the learning rates rise linearly.
+        precision: of matrix products: ``bf16``, ``fp32``, or ``auto`` = bf16 where the processor computes with it.
+        compile: whether MLPs are compiled; worth its minute of compilation on long runs only.
         device: ``auto``, ``cpu`` or ``cuda``.
+        buffer_mb: MiB of rows held in memory; a larger log is streamed.
         seed: of the order of rows; parameters are initialised by whoever builds the model.
     """
 
@@ -50,7 +73,16 @@ class TrainConfig:
     patience: int = 2
     batch_size: int = 1024
     learning_rate: float = 1e-3
+    table_optimiser: TableOptimiser = "lazy_adam"
+    table_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    schedule: Schedule = "constant"
+    warm_up: float = 0.0
+    precision: Precision = "fp32"
+    compile: bool = False
     device: str = "auto"
+    buffer_mb: int = 2048
     seed: int = 0
 
 
@@ -67,7 +99,7 @@ class FitResult:
 
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
-    best_metric: float = -np.inf
+    best_metric: float = -math.inf
     steps: int = 0
 
 
@@ -77,16 +109,168 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Writing a constant into every fresh tensor would only help to find reads of uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one, else the CPU."""
+    """``auto`` is a GPU where there is one, else the CPU; a GPU is this rank's own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{ranks.local()}"
     return torch.device(name)
 
 
-def fit(model: Model, train: Rows, valid: Rows, config: TrainConfig, metric: Metric) -> FitResult:
+def computes_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update.
+
+    Attributes:
+        loss: scalar, not yet read from the device.
+        rows: of the batch, on this rank.
+        taken: updates so far, with this one.
+    """
+
+    loss: Tensor
+    rows: int
+    taken: int
+
+
+class Trainer:
+    """Updates of one network: device, precision, optimisers, ranks.
+
+    Args:
+        model: a module with ``loss`` and ``predict``.
+        config: how to train.
+        optimisers: in place of those that ``config`` describes.
+        planned: number of steps that learning-rate schedules count on.
+    """
+
+    def __init__(self, model: Model, config: TrainConfig, optimisers: Optimisers | None = None,
+                 planned: int = 0) -> None:
+        assert isinstance(model, nn.Module)
+        keep_freed_pages()
+        self.model, self.config, self.planned = model, config, planned
+        self.device = resolve_device(config.device)
+        ranks.start(self.device)
+        self.network: nn.Module = model.to(self.device)
+        ranks.share_state(self.network)
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(self.device))
+        if config.compile:
+            for module in self.network.modules():
+                if isinstance(module, MLP):
+                    module.compile()
+        self.optimisers = optimisers or Optimisers.of(
+            model, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay)
+        self.taken = 0
+
+    def loader(self, rows: Rows, seed: int | None = None) -> Loader:
+        """Shuffled batches of ``rows``, this rank's part of them."""
+        return Loader(rows, self.config.batch_size, self.config.seed if seed is None else seed,
+                      self.config.buffer_mb, ranks.rank(), ranks.count())
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The model's loss in the configured precision."""
+        with self.autocast():
+            return self.model.loss(batch.to(self.device))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The configured precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def step(self, batch: Batch) -> Tensor:
+        """Update the network on one batch; returns its loss, not yet read from the device."""
+        self.optimisers.zero_grad()
+        loss = self.loss(batch)
+        loss.backward()
+        trained = self.optimisers.parameters()
+        ranks.average_gradients(trained)
+        if self.config.clip_norm is not None:
+            clip_norm(trained, self.config.clip_norm)
+        if self.config.warm_up or self.config.schedule != "constant":
+            self.optimisers.scale(self._rate())
+        self.optimisers.step()
+        self.taken += 1
+        return loss.detach()
+
+    def epoch(self, loader: Loader, epoch: int, skip: int = 0) -> Iterator[Step]:
+        """Train on the batches of one epoch after the first ``skip``; yields after every step."""
+        self.network.train()
+        for batch in loader.epoch(epoch, skip):
+            yield Step(self.step(batch), len(batch), self.taken)
+
+    def _rate(self) -> float:
+        """What the schedule multiplies the learning rates with at the coming step."""
+        done = self.taken / max(self.planned, 1)
+        if done < self.config.warm_up:
+            return (self.taken + 1) / (self.config.warm_up * self.planned + 1)
+        if self.config.schedule == "constant":
+            return 1.0
+        left = (done - self.config.warm_up) / (1 - self.config.warm_up)
+        return 0.5 * (1 + math.cos(math.pi * min(left, 1.0)))
+
+
+class _Progress:
+    """A training in flight: everything that a checkpoint holds."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.result = trainer, FitResult()
+        self.epoch, self.step = 0, 0
+        self.total = torch.zeros((), device=trainer.device)
+        self.best: dict[str, Tensor] = {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = {"model": self.trainer.network.state_dict(), "best": self.best,
+                 "optimiser": self.trainer.optimisers.state(),
+                 "": {"total": self.total, "random": torch.get_rng_state()}}
+        if self.trainer.device.type == "cuda":
+            parts[""]["random_cuda"] = torch.cuda.get_rng_state(self.trainer.device)
+        return {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
+
+    def document(self) -> dict[str, Any]:
+        return {"config": asdict(self.trainer.config), "epoch": self.epoch, "step": self.step,
+                "taken": self.trainer.taken, "result": asdict(self.result)}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        found = checkpoint.load()
+        if found is None:
+            return
+        tensors, document = found
+        mine = json_like(asdict(self.trainer.config))
+        if document["config"] != mine:
+            key = next(k for k in mine if document["config"].get(k) != mine[k])
+            raise InputError(checkpoint.path, key, document["config"].get(key), f"this training has {mine[key]}",
+                             "delete the file, or train as it was begun")
+        named: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}, "": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            named[part][name] = tensor
+        self.trainer.network.load_state_dict(named["model"])
+        self.trainer.optimisers.load(named["optimiser"])
+        self.best = {k: t.to(self.trainer.device) for k, t in named["best"].items()}
+        self.total = named[""]["total"].to(self.trainer.device)
+        torch.set_rng_state(named[""]["random"])
+        if "random_cuda" in named[""]:
+            torch.cuda.set_rng_state(named[""]["random_cuda"], self.trainer.device)
+        self.epoch, self.step, self.trainer.taken = document["epoch"], document["step"], document["taken"]
+        self.result = FitResult(**document["result"])
+
+
+def json_like(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` as JSON gives it back: tuples become lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+
+
+def fit(model: Model, train: Rows, valid: Rows, config: TrainConfig, metric: Metric,
+        checkpoint: Checkpoint | None = None) -> FitResult:
     """Train until the validation metric has not risen for ``patience`` epochs; keep the best weights.
 
     The metric is computed once per epoch over all validation rows. Losses are summed on the device and read
@@ -98,48 +282,67 @@ def fit(model: Model, train: Rows, valid: Rows, config: TrainConfig, metric: Met
         valid: rows to stop by.
         config: how to train.
         metric: of the predictions on ``valid``; higher is better.
+        checkpoint: where the state is kept while training; what it holds of an earlier attempt is continued, and
+            the result is the same to the bit as without the interruption.
 
     Raises:
         FloatingPointError: the loss is not finite.
+        InputError: the checkpoint is damaged or belongs to another training.
     """
-    assert isinstance(model, nn.Module)
-    device = resolve_device(config.device)
-    model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    rng = np.random.default_rng([config.seed, 0x7261])
-    result = FitResult()
-    best: dict[str, Tensor] = {}
-    for epoch in range(config.epochs):
-        model.train()
-        total, steps = torch.zeros((), device=device), 0
-        for batch in train.batches(config.batch_size, rng):
-            optimizer.zero_grad(set_to_none=True)
-            loss = model.loss(batch.to(device))
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-            steps += 1
-        mean = total.item() / max(steps, 1)
-        if not np.isfinite(mean):
-            raise FloatingPointError(f"the loss became {mean} in epoch {epoch}: lower training.learning_rate")
-        result.steps += steps
-        value = float(metric(predict(model, valid), valid))
-        result.history.append({"loss": mean, "metric": value})
-        log.info("epoch %d: loss %.5f, valid %.5f", epoch, mean, value)
-        if value > result.best_metric:
-            result.best_epoch, result.best_metric = epoch, value
-            best = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        elif epoch - result.best_epoch >= config.patience:
-            break
-    if best:
-        model.load_state_dict(best)
-    model.eval()
-    return result
+    trainer = Trainer(model, config)
+    loader = trainer.loader(train)
+    trainer.planned = config.epochs * loader.steps(0)
+    run = _Progress(trainer)
+    if ranks.count() > 1:
+        torch.manual_seed(config.seed * ranks.count() + ranks.rank())  # each rank drops out its own values
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    while run.epoch < config.epochs and run.epoch - run.result.best_epoch <= config.patience:
+        _train_epoch(run, loader, checkpoint)
+        _judge_epoch(run, valid, metric)
+    if run.best:
+        trainer.network.load_state_dict(run.best)
+    trainer.network.eval()
+    if checkpoint is not None:
+        checkpoint.remove()
+    return run.result
+
+
+def _train_epoch(run: _Progress, loader: Loader, checkpoint: Checkpoint | None) -> None:
+    trainer, began = run.trainer, time.perf_counter()
+    rows = 0
+    with tqdm(total=len(loader.rows), desc=f"epoch {run.epoch}", unit=" samples", unit_scale=True, leave=False,
+              disable=None, initial=run.step * loader.batch_size) as bar:
+        for step in trainer.epoch(loader, run.epoch, run.step):
+            run.total += step.loss
+            run.step += 1
+            rows += step.rows
+            bar.update(step.rows * ranks.count())
+            if checkpoint is not None and step.taken % checkpoint.every == 0:
+                checkpoint.save(run.tensors(), run.document())
+    log.info("epoch %d: %.0f samples/s", run.epoch, rows / (time.perf_counter() - began))
+
+
+def _judge_epoch(run: _Progress, valid: Rows, metric: Metric) -> None:
+    """Measure on ``valid``, keep the weights if they are the best so far, and go to the next epoch."""
+    result, network = run.result, run.trainer.network
+    loss = (ranks.mean(run.total) / max(run.step, 1)).item()
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss became {loss} in epoch {run.epoch}: lower training.learning_rate")
+    value = float(metric(predict(run.trainer.model, valid), valid))
+    result.history.append({"loss": loss, "metric": value})
+    result.steps += run.step
+    log.info("epoch %d: loss %.5f, valid %.5f", run.epoch, loss, value)
+    if value > result.best_metric:
+        result.best_epoch, result.best_metric = run.epoch, value
+        run.best = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    run.epoch, run.step = run.epoch + 1, 0
+    run.total.zero_()
 
 
 @torch.no_grad()
 def predict(model: Model, rows: Rows, batch_size: int = 8192) -> dict[str, np.ndarray]:
-    """Scores of all ``rows``, in order: name → float32 [N]."""
+    """Scores of all ``rows``, in order and in full precision: name → float32 [N]."""
     assert isinstance(model, nn.Module)
     was_training = model.training
     model.eval()

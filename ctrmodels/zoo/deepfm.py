@@ -13,6 +13,7 @@ from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.losses import masked_mean
 from ctrmodels.nn.towers import MLP
 
 
@@ -56,10 +57,10 @@ class DeepFM(nn.Module):
     def logit(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B] logits and the scalar embedding penalty."""
         encoded = self.encoder(batch)
-        logit = self.wide(batch, encoded).squeeze(1)  # [B]
+        logit = self.wide(encoded).squeeze(1)  # [B]
         if self.deep is not None:
             logit = logit + self.deep(encoded.flat).squeeze(1)
-        return logit, encoded.penalty
+        return logit.float(), encoded.penalty
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean binary cross-entropy over the rows whose label is known, plus the embedding penalty."""
@@ -67,7 +68,7 @@ class DeepFM(nn.Module):
         label = batch.labels[:, self.column]
         known = ~torch.isnan(label)
         losses = F.binary_cross_entropy_with_logits(logit, torch.nan_to_num(label), reduction="none")
-        return (losses * known).sum() / known.sum().clamp(min=1) + penalty
+        return masked_mean(losses, known) + penalty
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``{objective}@all`` → [B] probabilities."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 ROW_GROUP = 2**17  # rows
+SMALL_BYTES = 2**28
 # What Spark does to rows: never dependent on the machine. Split sizes and partition counts are fixed, since
 # they decide the order in which rows are read; adaptive execution would merge partitions by their bytes.
 SEMANTICS = {
@@ -67,12 +68,14 @@ VALUE_PROBLEMS = ("CAST_INVALID_INPUT", "CAST_OVERFLOW", "ARITHMETIC_OVERFLOW", 
 
 
 @contextmanager
-def session(name: str, partitions: int = 4) -> Iterator[SparkSession]:
+def session(name: str, partitions: int = 4, input_bytes: int | None = None) -> Iterator[SparkSession]:
     """A Spark session for the block; a session that is already running is used and left running.
 
     Args:
         name: the application's name.
         partitions: number of partitions after a shuffle.
+        input_bytes: about how much it will read; ``None`` if unknown. A small local job spends most of its time
+            compiling itself, so that its virtual machine is told not to optimise.
 
     Raises:
         InputError: no suitable Java, or a line of CTRMODELS_SPARK_CONF is not ``key=value``.
@@ -87,7 +90,7 @@ def session(name: str, partitions: int = 4) -> Iterator[SparkSession]:
         _require_java()
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     builder = SparkSession.builder.appName(name)
-    for key, value in _configuration(partitions, fresh=running is None).items():
+    for key, value in _configuration(partitions, running is None, input_bytes).items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
     try:
@@ -238,7 +241,12 @@ def _causes(error: Exception) -> Iterator[tuple[str, str]]:
         cause = cause.getCause()
 
 
-def _configuration(partitions: int, fresh: bool) -> dict[str, str]:
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below ``folder``."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _configuration(partitions: int, fresh: bool, input_bytes: int | None) -> dict[str, str]:
     """All settings; those of the virtual machine only for a ``fresh`` session, the others cannot change later."""
     conf = {**SEMANTICS, "spark.sql.shuffle.partitions": str(partitions)}
     if not fresh:
@@ -248,6 +256,8 @@ def _configuration(partitions: int, fresh: bool) -> dict[str, str]:
     if master.startswith("local"):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         conf |= {**LOCAL, "spark.driver.memory": f"{_heap()}m"}
+        if input_bytes is not None and input_bytes < SMALL_BYTES:
+            conf["spark.driver.extraJavaOptions"] = "-XX:TieredStopAtLevel=1"
     return conf | _user_settings(os.environ.get("CTRMODELS_SPARK_CONF", ""))
 
 

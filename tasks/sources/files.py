@@ -84,6 +84,17 @@ def digest(files: Files) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def size(files: Files) -> int | None:
+    """Bytes of the log and its side tables; ``None`` if some of them are not on this machine.
+
+    Raises:
+        InputError: a path matches no file.
+    """
+    paths = [*(path for _, path in _by_role(files)), *(join.path for join in files.join)]
+    found = [file for path in paths for file in _list(path, "data.files.path")]
+    return None if any(map(_remote, found)) else sum(Path(file).stat().st_size for file in found)
+
+
 def read(spark: SparkSession, files: Files, scratch: Path) -> Log:
     """The log with its side tables joined and its rows numbered.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
 
+from ctrmodels import ranks
 from ctrmodels.archspec import ArchSpec, PerField
-from ctrmodels.data.dataset import Batch, Rows
+from ctrmodels.data.loader import endless
 from ctrmodels.search.base import Found, Host, Part, SearchRows, configuration
 from ctrmodels.search.relaxation import MixtureEmbedding
-from ctrmodels.training.trainer import resolve_device, seed_everything
+from ctrmodels.training.optimisers import Optimisers
+from ctrmodels.training.trainer import Trainer, seed_everything
 
 FINAL_TEMPERATURE = 0.01
 
@@ -62,43 +62,31 @@ class AutoDim:
             raise ValueError(f"candidate width {max(self.candidates)} exceeds the host's {host.dim}")
         seed_everything(seed)
         schema, config = rows.schema, host.train
-        device = resolve_device(config.device)
         embedding = MixtureEmbedding(schema, self.candidates)
         wide = ArchSpec.dense(schema, max(self.candidates))
         # Normalised candidates have the same norm whatever their tables hold: a penalty on it would only pull
         # the probabilities towards mixtures that cancel out.
-        network = replace(host, l2=0.0).build(schema, wide, embedding).to(device)
-        weights = torch.optim.Adam(
-            [p for n, p in network.named_parameters() if p is not embedding.theta],
-            lr=config.learning_rate, fused=True)
+        network = replace(host, l2=0.0).build(schema, wide, embedding)
+        trainer = Trainer(network, config, Optimisers.of(
+            network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
+            exclude=[embedding.theta]))
         architecture = torch.optim.Adam([embedding.theta], lr=self.learning_rate)
-        rng = np.random.default_rng([seed, 0x64696D])
-        arch = _endless(rows.arch, config.batch_size, rng)
-        planned = self.epochs * -(-len(rows.train) // config.batch_size)
-        found, step = Found({}), 0
-        network.train()
+        train, arch = trainer.loader(rows.train, seed), endless(trainer.loader(rows.arch, seed))
+        planned = self.epochs * train.steps(0)
+        found = Found({})
         for epoch in range(self.epochs):
-            for batch in rows.train.batches(config.batch_size, rng):
-                embedding.uniform = step < self.warm_up * planned
-                embedding.temperature = self.temperature(step / planned)
-                if not embedding.uniform and step % self.every == 0:
-                    architecture.zero_grad()
-                    network.loss(next(arch).to(device)).backward()
+            for step in trainer.epoch(train, epoch):
+                done = step.taken / planned
+                embedding.uniform, embedding.temperature = done < self.warm_up, self.temperature(done)
+                if not embedding.uniform and step.taken % self.every == 0:
+                    embedding.theta.grad, = torch.autograd.grad(trainer.loss(next(arch)), [embedding.theta])
+                    ranks.average_gradients([embedding.theta])
                     architecture.step()
-                weights.zero_grad()
-                network.loss(batch.to(device)).backward()
-                weights.step()
-                step += 1
             share = torch.softmax(embedding.theta.detach(), 1).cpu().numpy()
             found.trace.append({"epoch": epoch, "temperature": round(embedding.temperature, 6),
                                 "probability": share.round(6).tolist()})
-        found.steps = step
+        found.steps = trainer.taken
         found.specs[self.name] = ArchSpec.of(
             schema, self.name, host.dim, alloc=PerField(embedding.chosen()), seed=seed,
             config=configuration(self))
         return found
-
-
-def _endless(rows: Rows, size: int, rng: np.random.Generator) -> Iterator[Batch]:
-    while True:
-        yield from rows.batches(min(size, len(rows)), rng)

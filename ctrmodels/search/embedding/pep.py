@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from ctrmodels.archspec import ArchSpec, ValueMask
 from ctrmodels.search.base import Found, Host, Part, SearchRows, configuration
 from ctrmodels.search.relaxation import SoftThresholdEmbedding
-from ctrmodels.training.trainer import resolve_device, seed_everything
+from ctrmodels.training.optimisers import DenseAdam, Optimisers
+from ctrmodels.training.trainer import Trainer, seed_everything
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class PEP:
     part: ClassVar[Part] = "embedding"
     is_control: ClassVar[bool] = False
 
-    def optimizer(self, network: torch.nn.Module, embedding: SoftThresholdEmbedding,
-                  learning_rate: float) -> torch.optim.Optimizer:
+    def optimisers(self, network: torch.nn.Module, embedding: SoftThresholdEmbedding,
+                   learning_rate: float) -> Optimisers:
         """Adam with coupled decay on everything, the thresholds at a rate of their own."""
         others = [p for p in network.parameters() if p is not embedding.threshold]
-        return torch.optim.Adam(
+        return Optimisers([DenseAdam(
             [{"params": others, "lr": learning_rate},
              {"params": [embedding.threshold], "lr": self.learning_rate}],
-            weight_decay=self.weight_decay, fused=True)
+            weight_decay=self.weight_decay, fused=True)])
 
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
         """One mask per target that was reached, named by the target.
@@ -64,22 +64,16 @@ class PEP:
         """
         seed_everything(seed)
         schema, config = rows.schema, host.train
-        device = resolve_device(config.device)
         embedding = SoftThresholdEmbedding(schema, host.dim, self.threshold_init, self.granularity)
         start = embedding.table.detach().numpy().copy()
-        network = host.build(schema, ArchSpec.dense(schema, host.dim), embedding).to(device)
-        optimizer = self.optimizer(network, embedding, config.learning_rate)
-        rng = np.random.default_rng([seed, 0x706570])
-        train, total = rows.both(), embedding.table.numel()
+        network = host.build(schema, ArchSpec.dense(schema, host.dim), embedding)
+        trainer = Trainer(network, config, self.optimisers(network, embedding, config.learning_rate))
+        train, total = trainer.loader(rows.both(), seed), embedding.table.numel()
         waiting = sorted(self.targets, reverse=True)
         found = Found({})
-        network.train()
         for epoch in range(self.epochs):
-            for batch in train.batches(config.batch_size, rng):
-                optimizer.zero_grad()
-                network.loss(batch.to(device)).backward()
-                optimizer.step()
-                found.steps += 1
+            for step in trainer.epoch(train, epoch):
+                found.steps = step.taken
                 kept = embedding.kept()
                 share = int(kept.sum()) / total
                 while waiting and share <= waiting[0]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
-import torch
-
 from ctrmodels.archspec import ArchSpec, all_pairs
 from ctrmodels.search.base import Found, Host, Part, SearchRows, configuration
 from ctrmodels.search.optimiser import GRDA
-from ctrmodels.training.trainer import resolve_device, seed_everything
+from ctrmodels.training.optimisers import Optimisers
+from ctrmodels.training.trainer import Trainer, seed_everything
 from ctrmodels.zoo.deepfm import DeepFM
 
 
@@ -51,25 +49,18 @@ class AutoFIS:
         """The pairs whose gate is not zero at the end; none, if no pair helps or the threshold is too high."""
         seed_everything(seed)
         config = host.train
-        device = resolve_device(config.device)
-        network = self.build(rows, host).to(device)
-        train = rows.both()
-        planned = self.epochs * -(-len(train) // config.batch_size)
+        network = self.build(rows, host)
         gates = network.wide.gates
-        weights = torch.optim.Adam([p for p in network.parameters() if p is not gates],
-                                   lr=config.learning_rate, fused=True)
-        selection = GRDA([gates], self.target_threshold, planned, self.gamma, self.mu)
-        rng = np.random.default_rng([seed, 0x666973])
+        optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
+                                   config.table_learning_rate, exclude=[gates])
+        trainer = Trainer(network, config, optimisers)
+        train = trainer.loader(rows.both(), seed)
+        selection = GRDA([gates], self.target_threshold, self.epochs * train.steps(0), self.gamma, self.mu)
+        optimisers.add(selection)
         found = Found({})
-        network.train()
         for epoch in range(self.epochs):
-            for batch in train.batches(config.batch_size, rng):
-                weights.zero_grad()
-                selection.zero_grad()
-                network.loss(batch.to(device)).backward()
-                weights.step()
-                selection.step()
-                found.steps += 1
+            for step in trainer.epoch(train, epoch):
+                found.steps = step.taken
             found.trace.append({"epoch": epoch, "threshold": round(selection.threshold(selection.t), 6),
                                 "kept": int((gates != 0).sum())})
         strength = gates.detach().cpu().numpy()[:, 0]

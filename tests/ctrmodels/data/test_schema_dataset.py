@@ -31,7 +31,7 @@ def rows_of(schema: Schema, n: int, seed: int = 0) -> Rows:
     sequences = {f.name: rng.integers(PADDING, f.vocab, (n, f.max_length)).astype(np.int32)
                  for f in schema.sequence_fields}
     labels = rng.integers(0, 2, (n, 3)).astype(np.float32)
-    return Rows(schema, ids, rng.standard_normal((n, 1)).astype(np.float32), sequences, labels,
+    return Rows.of(schema, ids, rng.standard_normal((n, 1)).astype(np.float32), sequences, labels,
                 np.arange(n, dtype=np.int32), np.zeros(n, np.int64), np.arange(n, dtype=np.int64))
 
 
@@ -173,15 +173,7 @@ def test_batches_in_order_cover_every_row_once(schema: Schema) -> None:
     assert first.to("cpu").position.tolist() == [0, 1, 2, 3]
 
 
-def test_shuffled_batches_cover_every_row_once_and_follow_the_generator(schema: Schema) -> None:
-    rows = rows_of(schema, 10)
-    def seen(seed: int) -> list[int]:
-        return [p for b in rows.batches(4, np.random.default_rng(seed)) for p in b.position.tolist()]
-
-    assert sorted(seen(0)) == list(range(10)) and seen(0) == seen(0) != seen(1)
-
-
-def test_a_last_shuffled_batch_of_one_row_is_left_out(schema: Schema) -> None:
-    rows = rows_of(schema, 9)
-    assert [len(b) for b in rows.batches(4, np.random.default_rng(0))] == [4, 4]
-    assert [len(b) for b in rows.batches(4)] == [4, 4, 1]
+def test_batches_end_where_a_role_ends(schema: Schema) -> None:
+    rows = Rows.concatenate([rows_of(schema, 5), rows_of(schema, 3)])
+    assert [len(b) for b in rows.batches(4)] == [4, 1, 3]
+    assert len(rows) == len(rows.labels) == len(rows.ids) == 8

@@ -117,7 +117,7 @@ def test_a_shared_bottom_with_one_objective_is_the_single_network(make_rows: Mak
     model, batch = build("shared_bottom", rows).eval(), rows.take(slice(0, 64))
     encoded = model.encoder(batch)
     single = torch.nn.Sequential(*model.trunk.bottom, *model.towers[0])  # type: ignore[misc]
-    logit = (single(encoded.flat) + model.wide(batch, encoded)).squeeze(1)
+    logit = (single(encoded.flat) + model.wide(encoded)).squeeze(1)
     torch.testing.assert_close(model.predict(batch)["click@all"], logit.sigmoid())
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch.labels[:, 0])
     torch.testing.assert_close(model.loss(batch), expected)

@@ -10,6 +10,7 @@ from ctrmodels.archspec import ArchSpec, Uniform, ValueMask
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.nn.embedding import PerFieldEmbedding, UniformEmbedding
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead, build_embedding
+from ctrmodels.nn.table import Layout
 
 SCHEMA = Schema(
     fields=(Field("user", "categorical", 5, "user"), Field("item", "categorical", 7, "item"),
@@ -22,6 +23,7 @@ BATCH = Batch(
                "recent": torch.tensor([[1, 1, 3, -1], [6, -1, -1, -1]], dtype=torch.int32)},
     labels=torch.tensor([[1.0], [0.0]]), position=torch.zeros(2, dtype=torch.int32))
 DIM = 4
+LOOKUP = Layout(SCHEMA)(BATCH)
 
 
 def spec(alloc) -> ArchSpec:
@@ -31,33 +33,33 @@ def spec(alloc) -> ArchSpec:
 def test_id_spaces_lie_end_to_end_and_a_history_shares_its_items_rows():
     assert SCHEMA.offsets == {"user": 0, "item": 5, "age": 12, "tags": 16, "recent": 5}
     embedding = UniformEmbedding(SCHEMA, DIM)
-    out = embedding(BATCH)
+    out = embedding(BATCH, LOOKUP)
     assert out.shape == (2, 5, DIM)
-    assert torch.equal(out[1, 0], embedding.table[4])
-    assert torch.equal(out[0, 1], embedding.table[5 + 1])
-    assert torch.allclose(out[0, 4], (2 * embedding.table[5 + 1] + embedding.table[5 + 3]) / 3)
-    assert torch.allclose(out[0, 3], (embedding.table[16] + embedding.table[18]) / 2)
+    assert torch.equal(out[1, 0], embedding.table.weight[4])
+    assert torch.equal(out[0, 1], embedding.table.weight[5 + 1])
+    assert torch.allclose(out[0, 4], (2 * embedding.table.weight[5 + 1] + embedding.table.weight[5 + 3]) / 3)
+    assert torch.allclose(out[0, 3], (embedding.table.weight[16] + embedding.table.weight[18]) / 2)
 
 
 def test_an_empty_sequence_is_zero_and_padding_counts_for_nothing():
     embedding = UniformEmbedding(SCHEMA, DIM)
-    out = embedding(BATCH)
+    out = embedding(BATCH, LOOKUP)
     assert torch.equal(out[1, 3], torch.zeros(DIM))
-    assert torch.equal(out[1, 4], embedding.table[5 + 6])
+    assert torch.equal(out[1, 4], embedding.table.weight[5 + 6])
     out[1, 3].sum().backward()
-    assert torch.all(embedding.table.grad == 0)
+    assert torch.all(embedding.table.weight.grad.to_dense() == 0)
 
 
 def test_per_field_widths_use_their_own_tables_and_projections():
     embedding = PerFieldEmbedding(SCHEMA, (2, 4, 0, 2), DIM)
-    out = embedding(BATCH)
-    user = embedding.tables["2"][0] @ embedding.projections["2"][0]
+    out = embedding(BATCH, LOOKUP)
+    user = embedding.tables["2"].weight[0] @ embedding.projections["2"][0]
     assert torch.allclose(out[0, 0], user)
-    assert torch.equal(out[0, 1], embedding.tables["4"][1])  # full width: no projection
+    assert torch.equal(out[0, 1], embedding.tables["4"].weight[1])  # full width: no projection
     assert torch.equal(out[:, 2], torch.zeros(2, DIM))  # width 0: dropped
-    assert torch.allclose(out[0, 3], ((embedding.tables["2"][5] + embedding.tables["2"][7]) / 2)
+    assert torch.allclose(out[0, 3], ((embedding.tables["2"].weight[5] + embedding.tables["2"].weight[7]) / 2)
                           @ embedding.projections["2"][1])
-    assert torch.allclose(out[1, 4], embedding.tables["4"][6])
+    assert torch.allclose(out[1, 4], embedding.tables["4"].weight[6])
     assert embedding.stored_values() == 2 * (5 + 3) + 4 * 7 + 2 * (2 * DIM)
 
 
@@ -65,17 +67,17 @@ def test_equal_per_field_widths_are_the_uniform_embedding():
     torch.manual_seed(0)
     uniform = UniformEmbedding(SCHEMA, DIM)
     per_field = PerFieldEmbedding(SCHEMA, (DIM,) * 4, DIM)
-    per_field.tables[str(DIM)].data.copy_(uniform.table.data)
-    assert torch.allclose(uniform(BATCH), per_field(BATCH))
+    per_field.tables[str(DIM)].load_state_dict(uniform.table.state_dict())
+    assert torch.allclose(uniform(BATCH, LOOKUP), per_field(BATCH, LOOKUP))
 
 
 def test_masked_values_are_zero_get_no_gradient_and_are_not_stored():
     mask = np.random.default_rng(0).random((SCHEMA.total_vocab, DIM)) < 0.5
     init = np.ones(mask.shape, np.float32)
     embedding = build_embedding(SCHEMA, spec(ValueMask(mask, init)))
-    embedding(BATCH).sum().backward()
-    assert torch.equal(embedding.table.detach(), torch.from_numpy(mask.astype(np.float32)))
-    assert torch.all(embedding.table.grad[~torch.from_numpy(mask)] == 0)
+    embedding(BATCH, LOOKUP).sum().backward()
+    assert torch.equal(embedding.table.weight.detach(), torch.from_numpy(mask.astype(np.float32)))
+    assert torch.all(embedding.table.weight.grad.to_dense()[~torch.from_numpy(mask)] == 0)
     assert embedding.stored_values() == mask.sum()
     assert embedding.overhead_bytes() == -(-mask.size // 8)
 
@@ -104,8 +106,6 @@ def test_without_interactions_the_wide_head_is_first_order():
     encoder, head = FeatureEncoder(SCHEMA, bare), WideHead(SCHEMA, bare, 2)
     encoded = encoder(BATCH)
     assert encoded.pairs.shape == (2, 0)
-    torch.nn.init.normal_(head.weights)
-    assert torch.equal(head(BATCH, encoded), head.first_order(BATCH))
-    expected = head.bias + head.weights[[0, 6, 14]].sum(0) + head.weights[[16, 18]].mean(0) \
-        + head.weights[[6, 6, 8]].mean(0)
-    assert torch.allclose(head.first_order(BATCH)[0], expected)
+    weights = torch.nn.init.normal_(head.weights.weight)
+    expected = head.bias + weights[[0, 6, 14]].sum(0) + weights[[16, 18]].mean(0) + weights[[6, 6, 8]].mean(0)
+    assert torch.allclose(head(encoded)[0], expected)

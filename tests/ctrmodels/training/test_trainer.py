@@ -43,7 +43,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not():
     first, again, other = train()[0], train()[0], train(replace(CONFIG, seed=1))[0]
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
-    assert not torch.equal(first.wide.weights, other.wide.weights)
+    assert not torch.equal(first.wide.weights.weight, other.wide.weights.weight)
 
 
 def test_it_stops_by_patience_and_keeps_the_best_epoch():
