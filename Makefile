@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AIRFLOW__API__PORT ?= $(PORT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui stage test test-slow lint setup setup-test
+.PHONY: help run ui stage test test-slow lint bench setup setup-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "make %-12s%s\n", name, $$0}'
@@ -27,6 +27,14 @@ test-slow: setup-test  ## the calibrated and long tests
 
 lint: setup-test  ## ruff and mypy
 	@ruff check . && mypy
+
+bench: setup-test .venv-peers/installed  ## training speed beside the peers (an hour on two cores)
+	@python -m benchmarks.training --peers .venv-peers/bin/python
+
+.venv-peers/installed: benchmarks/peers.txt constraints.txt
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install -qq -c constraints.txt -r benchmarks/peers.txt "torch==$$(python -c 'import torch; print(torch.__version__)')"
+	@touch $@
 
 setup:
 	@$(PYTHON) tools/setup.py

@@ -20,7 +20,9 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 SOURCES = ("movielens-100k", "files", "simulated")
 EMBEDDING_METHODS = ("uniform", "autodim", "pep")
-INTERACTION_METHODS = ("all_pairs", "autofis")
+BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
+INTERACTION_METHODS = ("all_pairs", "autofis", *BASELINES)
+HOSTS = ("autodeepfm", *(name for name in BASELINES if name != "lr"))
 MODELS = ("shared_bottom", "esmm", "mmoe")
 
 
@@ -406,12 +408,18 @@ class Pep(Section):
 
 
 class SearchEmbedding(Section):
-    """Which embedding searches run, how often, and towards which objective (``null`` = the first)."""
+    """Which embedding searches run, how often, on which network, and towards which objective (``null`` = the first).
+
+    Attributes:
+        host: the network whose embedding is searched and retrained: ``autodeepfm`` (DeepFM with normalised, gated
+            pairs, which the interaction searches need as well), or a plain model.
+    """
 
     methods: Annotated[tuple[Literal[EMBEDDING_METHODS], ...],  # type: ignore[valid-type]
                        Field(min_length=1, json_schema_extra=form("Search", "Embedding searches"))]
     seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Search", "Seeds per embedding search"))] = 3
     objective: str | None = None
+    host: Literal[HOSTS] = "autodeepfm"  # type: ignore[valid-type]
     autodim: AutoDim = AutoDim()
     pep: Pep = Pep()
 
@@ -439,7 +447,11 @@ class AutoFis(Section):
 
 
 class SearchInteraction(Section):
-    """Which interaction searches run, how often, and towards which objective (``null`` = the first)."""
+    """Which interaction searches run, how often, and towards which objective (``null`` = the first).
+
+    Besides the control ``all_pairs`` and the searches, ``methods`` takes the names of plain models (``lr``, ``fm``,
+    ``dcnv2``, …): they are trained on the same embedding and stand on the leaderboard as baselines, never chosen.
+    """
 
     methods: Annotated[tuple[Literal[INTERACTION_METHODS], ...],  # type: ignore[valid-type]
                        Field(min_length=1, json_schema_extra=form("Search", "Interaction searches"))]

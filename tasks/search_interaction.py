@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
 from ctrmodels.archspec import ArchSpec
-from ctrmodels.search import AllPairs, AutoFIS, SearchMethod
+from ctrmodels.search import AllPairs, AutoFIS, Baseline, SearchMethod
 from tasks.config import INTERACTION_METHODS, Params
 from tasks.runtime.figure import Axis, Figure, Series
 from tasks.runtime.stage import Stage, main
@@ -18,18 +19,18 @@ STRONGEST = 20
 
 
 def method_of(key: str, params: Params) -> SearchMethod:
-    """The search that ``key`` names, with its settings."""
+    """The search that ``key`` names, with its settings, or a plain model beside them."""
     if key == "autofis":
         return AutoFIS(**params.search_interaction.autofis.model_dump())
-    return AllPairs()
+    return AllPairs() if key == "all_pairs" else Baseline(key)
 
 
 def run(stage: Stage) -> None:
     """The stage."""
     assert stage.key is not None
     chosen = ArchSpec.load(stage.input("select_embedding") / "spec")
-    _, candidates = run_method(stage, method_of(stage.key, stage.params),
-                               host_of(stage.params, "search_interaction", chosen))
+    method, host = method_of(stage.key, stage.params), host_of(stage.params, "search_interaction", chosen)
+    _, candidates = run_method(stage, method, replace(host, model=stage.key) if method.kind == "baseline" else host)
     for c in candidates:
         if c.kind == "searched" and c.spec:
             spec = ArchSpec.load(stage.out / c.spec)

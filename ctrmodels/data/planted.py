@@ -235,3 +235,55 @@ def _zipf(values: int, exponent: float) -> np.ndarray:
     """Probabilities [values] proportional to ``rank ** -exponent``."""
     share = np.arange(1, values + 1, dtype=float) ** -exponent
     return share / share.sum()
+
+
+# Number of values per categorical field, as in public display-advertising logs; about a million together.
+DISPLAY_VOCABULARIES = (
+    1166, 444, 155159, 111040, 244, 15, 9576, 507, 4, 37063, 4183, 194762, 2541, 21, 9395, 180256, 8, 3781, 1646, 4,
+    190911, 14, 12, 54284, 71, 40753)
+DISPLAY_NUMERIC = 13
+DISPLAY_ROLES = {"train": 1.0, "valid": 0.1, "test": 0.1}
+
+
+def display_log(seed: int, rows: int, vocabularies: Sequence[int] = DISPLAY_VOCABULARIES) -> Planted:
+    """A display-advertising log: 26 fields with Zipf-distributed values and 13 numeric ones, for benchmarks.
+
+    The logit adds an effect per value of every field, products of factors of five pairs among the first eight
+    fields, and a weight per numeric value. Numeric fields have no buckets: models read their values.
+
+    Args:
+        seed: of everything drawn.
+        rows: of ``train``; ``valid`` and ``test`` have a tenth each.
+        vocabularies: values per categorical field, at least eight fields; one more id is out-of-vocabulary.
+
+    Truth: nothing but ``probability``.
+    """
+    world = np.random.default_rng([seed, 0])
+    effects = [world.normal(0, 0.25, v) for v in vocabularies]
+    factors = [world.normal(0, 0.5, v) for v in vocabularies[:8]]
+    weights = 0.2 * world.normal(size=DISPLAY_NUMERIC)
+    shares = [np.cumsum(p / p.sum()) for p in (np.arange(1, v + 1) ** -1.05 for v in vocabularies)]
+    sizes = {role: int(rows * share) for role, share in DISPLAY_ROLES.items()}
+    schema = Schema(
+        fields=(*(Field(f"c{i}", "categorical", v + 1) for i, v in enumerate(vocabularies)),
+                *(Field(f"n{i}", "numeric", 0) for i in range(DISPLAY_NUMERIC))),
+        objectives=(Objective("click"),), rows={**dict.fromkeys(ROLES, 0), **sizes},
+        vocab_hash=f"display-{seed}-{len(vocabularies)}", roles_hash=f"display-{seed}-{rows}")
+    roles: dict[str, Rows] = {}
+    counts = np.zeros(schema.total_vocab, np.int64)
+    probability: dict[str, np.ndarray] = {}
+    for number, (role, n) in enumerate(sizes.items()):
+        rng = np.random.default_rng([seed, 1, number])
+        ids = np.stack([np.searchsorted(s, rng.random(n)).clip(max=len(s) - 1) for s in shares], 1).astype(np.int32)
+        numeric = np.log1p(rng.gamma(1.0, 1.0, (n, DISPLAY_NUMERIC))).astype(np.float32)
+        logit = -1.2 + sum(e[ids[:, i]] for i, e in enumerate(effects)) + (numeric - numeric.mean(0)) @ weights
+        for a, b in ((0, 1), (2, 3), (4, 5), (6, 7), (2, 6)):
+            logit += factors[a][ids[:, a]] * factors[b][ids[:, b]]
+        probability[role] = 1 / (1 + np.exp(-logit))
+        label = (rng.random(n) < probability[role]).astype(np.float32)
+        zeros = np.zeros(n, np.int64)
+        roles[role] = Rows.of(schema, ids, numeric, {}, label.reshape(n, 1), zeros.astype(np.int32), zeros, zeros)
+        if role == "train":
+            for i, field in enumerate(schema.id_fields):
+                np.add.at(counts, schema.offsets[field.name] + ids[:, i], 1)
+    return Planted(roles, {"probability": probability}, counts)

@@ -23,7 +23,8 @@ class Field:
         name: column name in the log.
         kind: ``categorical``, ``numeric`` or ``sequence``.
         vocab: number of ids. Categorical: ids ``0 .. vocab-1`` by falling frequency on ``train``, the last
-            one for out-of-vocabulary values. Numeric: number of quantile buckets, the last one for missing.
+            one for out-of-vocabulary values. Numeric: number of quantile buckets, the last one for missing; 0 =
+            the value itself is all that models get.
             Sequence: that of the field it is made of, or of its own steps.
         side: whom the field describes: ``user``, ``item`` or ``context``.
         of: for a sequence, the categorical field whose ids (and embedding) its steps use; ``None`` = the
@@ -82,8 +83,8 @@ class Schema:
 
     @property
     def id_fields(self) -> tuple[Field, ...]:
-        """Fields with one id per row, in column order of ``ids``."""
-        return tuple(f for f in self.fields if f.kind != "sequence")
+        """Fields with one id per row, in column order of ``ids``: not numeric ones without buckets."""
+        return tuple(f for f in self.fields if f.kind != "sequence" and f.vocab)
 
     @property
     def numeric_fields(self) -> tuple[Field, ...]:

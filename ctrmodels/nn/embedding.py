@@ -1,6 +1,6 @@
 """Embeddings of every field of a batch, for each way an ArchSpec may allocate them.
 
-Notation: B rows, F fields (id fields, then sequences), D common width, V ids of all id spaces.
+Notation: B rows, F fields (id fields, then sequences), L steps of a sequence, D common width, V ids of all id spaces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
-from ctrmodels.nn.table import Layout, Lookup, Table
+from ctrmodels.nn.table import Layout, Lookup, Table, steps_lookup
 
 INIT_SD = 0.01
 
@@ -28,6 +28,10 @@ class FieldEmbedding(nn.Module):
     def __init__(self, schema: Schema, dim: int) -> None:
         super().__init__()
         self.n_fields, self.dim = len(schema.id_fields) + len(schema.sequence_fields), dim
+
+    def steps(self, batch: Batch, name: str) -> Tensor:
+        """[B, L, D]: each step of sequence ``name``, from the table that :meth:`forward` reads; mask padded ones."""
+        raise NotImplementedError(f"{type(self).__name__} has pooled sequences only")
 
     def stored_values(self) -> int:
         """Number of values that serving has to keep."""
@@ -48,10 +52,15 @@ class UniformEmbedding(FieldEmbedding):
     def __init__(self, schema: Schema, dim: int) -> None:
         super().__init__(schema, dim)
         self.table = Table(schema.total_vocab, dim, INIT_SD)
+        self.offsets = schema.offsets
 
     def forward(self, batch: Batch, lookup: Lookup) -> Tensor:
         """[B, F, D]."""
         return self.table(lookup)
+
+    def steps(self, batch: Batch, name: str) -> Tensor:
+        """[B, L, D]."""
+        return self.table(steps_lookup(batch.sequences[name], self.offsets[name]))
 
 
 class MaskedEmbedding(UniformEmbedding):
@@ -92,6 +101,7 @@ class PerFieldEmbedding(FieldEmbedding):
         self.tables, self.layouts, self.projections = nn.ModuleDict(), nn.ModuleDict(), nn.ParameterDict()
         self.members: dict[str, int] = {}
         self.spaces_of: dict[int, list[int]] = {}
+        self.sequences: dict[str, tuple[str, int, int]] = {}  # name → width, start, projection
         places: list[int] = []
         for w in sorted(set(dims)):
             owners = [f for f in spaces if width[f.name] == w]
@@ -101,13 +111,15 @@ class PerFieldEmbedding(FieldEmbedding):
             members = [i for i, (_, owner) in enumerate(fields) if owner in starts]
             places += members
             starts |= {name: starts[owner] for name, owner in fields if owner in starts}
+            names = [f.name for f in owners]
+            self.sequences |= {f.name: (str(w), starts[f.name], names.index(f.of or f.name))
+                               for f in schema.sequence_fields if f.name in starts}
             self.layouts[str(w)], self.members[str(w)] = Layout(schema, members, starts), len(members)
             if w:
                 self.tables[str(w)] = Table(rows, w, INIT_SD)
             if w not in (0, dim):
                 bound = (6 / (w + dim)) ** 0.5
                 self.projections[str(w)] = nn.Parameter(torch.empty(len(owners), w, dim).uniform_(-bound, bound))
-                names = [f.name for f in owners]
                 self.spaces_of[w] = [names.index(fields[i][1]) for i in members]
         self.register_buffer("order", torch.tensor(places).argsort(), persistent=False)
 
@@ -116,13 +128,22 @@ class PerFieldEmbedding(FieldEmbedding):
         parts = []
         for w, layout in self.layouts.items():
             if w not in self.tables:
-                parts.append(torch.zeros(len(batch), self.members[w], self.dim, device=batch.ids.device))
+                parts.append(torch.zeros(batch.ids.shape[0], self.members[w], self.dim, device=batch.ids.device))
                 continue
             rows = self.tables[w](layout(batch))  # [B, F_w, w]
             if w in self.projections:
                 rows = torch.einsum("bfw,fwd->bfd", rows, self.projections[w][self.spaces_of[int(w)]])
             parts.append(rows)
         return torch.cat(parts, 1).index_select(1, self.order)
+
+    def steps(self, batch: Batch, name: str) -> Tensor:
+        """[B, L, D]."""
+        w, start, place = self.sequences[name]
+        steps = batch.sequences[name]
+        if w not in self.tables:
+            return torch.zeros(*steps.shape, self.dim, device=steps.device)
+        rows = self.tables[w](steps_lookup(steps, start))  # [B, L, w]
+        return rows @ self.projections[w][place] if w in self.projections else rows
 
     def flops(self) -> int:
         """The projections."""

@@ -27,6 +27,8 @@ class Encoded:
         pairs: [B, M] inner products of the spec's interactions.
         penalty: scalar, ``l2`` times the squared norm of the embeddings, per row; part of every loss.
         lookup: the rows of the batch in the layout of all fields.
+        numeric: [B, N] numeric values.
+        batch: the batch itself, for models that read single steps of a sequence.
     """
 
     fields: Tensor
@@ -34,6 +36,8 @@ class Encoded:
     pairs: Tensor
     penalty: Tensor
     lookup: Lookup
+    numeric: Tensor
+    batch: Batch
 
 
 def build_embedding(schema: Schema, spec: ArchSpec) -> FieldEmbedding:
@@ -86,33 +90,57 @@ class FeatureEncoder(nn.Module):
         """Encode B rows."""
         lookup = self.layout(batch)
         fields = self.embedding(batch, lookup)  # [B, F, D]
-        flat = self.dropout(torch.cat([fields.flatten(1), batch.numeric], 1))  # [B, F*D + N]
-        pairs = self.products(fields) if self.n_pairs else fields.new_zeros(len(batch), 0)
-        penalty = self.l2 * fields.square().sum() / len(batch) if self.l2 else fields.new_zeros(())
-        return Encoded(fields, flat, pairs, penalty, lookup)
+        flat = self.side_by_side(fields, batch.numeric)
+        pairs = self.products(fields) if self.n_pairs else fields.new_zeros(fields.shape[0], 0)
+        penalty = self.l2 * fields.square().sum() / fields.shape[0] if self.l2 else fields.new_zeros(())
+        return Encoded(fields, flat, pairs, penalty, lookup, batch.numeric, batch)
+
+    def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
+        """[B, F, D] and [B, N] → [B, W], with dropout; under autocast already in its type, which halves the copying."""
+        parts = [fields.flatten(1), numeric]
+        kind = fields.device.type
+        if torch.is_autocast_enabled(kind):
+            parts = [part.to(torch.get_autocast_dtype(kind)) for part in parts]
+        return self.dropout(torch.cat(parts, 1))
 
     def flops(self) -> int:
         """Operations per row: projections, and 2 D per pair."""
         return self.embedding.flops() + 2 * self.embedding.dim * self.n_pairs
 
 
-class WideHead(nn.Module):
-    """The linear part: per objective a bias, a weight per id, and a gate per normalised pair.
+class FirstOrder(nn.Module):
+    """The linear part: per output a bias, a weight per id and one per numeric value.
 
-    ``logit_k = b_k + sum_f w_k[id_f] + sum_m alpha_km BN(pair_m)``; the pairs' batch normalisation has no
+    ``logit_k = b_k + sum_f w_k[id_f] + sum_n v_kn x_n``; the weights per id start at zero.
+    """
+
+    def __init__(self, schema: Schema, n_outputs: int) -> None:
+        super().__init__()
+        self.weights = Table(schema.total_vocab, n_outputs)
+        self.bias = nn.Parameter(torch.zeros(n_outputs))
+        self.numeric = nn.Parameter(torch.zeros(len(schema.numeric_fields), n_outputs))
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        """[B, K]."""
+        out = self.bias + self.weights(encoded.lookup).sum(1)
+        return out + encoded.numeric @ self.numeric if len(self.numeric) else out
+
+
+class WideHead(FirstOrder):
+    """First-order weights, and per output a gate per normalised pair.
+
+    ``logit_k = first_order_k + sum_m alpha_km BN(pair_m)``; the pairs' batch normalisation has no
     scale and shift, so that the gate alone says how much a pair counts (AutoFIS, KDD 2020, section 3.3; momentum
     and epsilon as in its published code, since small-variance products blow up at PyTorch's defaults).
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:
-        super().__init__()
-        self.weights = Table(schema.total_vocab, n_outputs)
-        self.bias = nn.Parameter(torch.zeros(n_outputs))
+        super().__init__(schema, n_outputs)
         n_pairs = len(spec.interactions or ())
         self.norm = BatchNorm(n_pairs, momentum=0.01, eps=1e-3) if n_pairs else None
         self.gates = nn.Parameter(torch.full((n_pairs, n_outputs), gate_init))
 
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
-        out = self.bias + self.weights(encoded.lookup).sum(1)
+        out = super().forward(encoded)
         return out if self.norm is None else out + self.norm(encoded.pairs) @ self.gates

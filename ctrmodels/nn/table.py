@@ -5,7 +5,7 @@ Notation: B rows, F fields, n look-ups, U distinct rows among them, V rows of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,6 +71,36 @@ class Lookup:
         return rows.long(), place.int()
 
 
+class PaddedLookup(Lookup):
+    """Look-ups in static shapes, which is what an exported graph can compute; it has no gradient by rows.
+
+    Attributes:
+        index: int32 [B, T] row numbers: F_id id fields, then the steps of every sequence, -1 where there is none.
+        widths: F_id, then each sequence's number of steps; their sum is T.
+        shape: (B, F).
+    """
+
+    def __init__(self, rows: Sequence[Tensor]) -> None:
+        ids, *sequences = rows
+        super().__init__(torch.cat([ids, *sequences], 1), None, (ids.shape[0], ids.shape[1] + len(sequences)))
+        self.widths = [part.shape[1] for part in rows]
+
+    def means(self, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean of each bag's rows, zero for an empty bag: [B, F, D].
+
+        Args:
+            read: row numbers [B, T] → rows [B, T, D].
+        """
+        if len(self.widths) == 1:
+            return read(self.index)
+        ids, *sequences = read(self.index.clamp(min=0)).split(self.widths, 1)
+        parts = [ids]
+        for rows, index in zip(sequences, self.index.split(self.widths, 1)[1:], strict=True):
+            there = (index >= 0).to(rows.dtype).unsqueeze(2)  # [B, L, 1]
+            parts.append((rows * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1))
+        return torch.cat(parts, 1)
+
+
 class Layout(nn.Module):
     """Turns a batch into the :class:`Lookup` of some of its fields.
 
@@ -102,20 +132,46 @@ class Layout(nn.Module):
                                                     dtype=torch.int32), persistent=False)
 
     def forward(self, batch: Batch) -> Lookup:
-        """The look-ups, field after field within a row."""
-        ids = batch.ids if self.all_ids else batch.ids.index_select(1, self.columns)
-        ids = ids + self.starts
-        shape = (len(batch), self.n_fields)
+        """The look-ups, field after field within a row; padded where a model is exported."""
+        if torch.compiler.is_exporting():
+            return self.padded(batch)
+        rows, shape = self._rows(batch), (len(batch), self.n_fields)
         if not self.sequences:
-            return Lookup(ids.flatten(), None, shape)
-        parts, lengths = [ids], [torch.ones_like(ids)]
-        for name, start in self.sequences:
-            steps = batch.sequences[name]
-            there = steps >= 0
-            parts.append(torch.where(there, steps + start, steps))
-            lengths.append(there.sum(1, keepdim=True, dtype=torch.int32))
-        rows, length = torch.cat(parts, 1), torch.cat(lengths, 1).flatten()
-        return Lookup(rows[rows >= 0], torch.cumsum(length, 0, dtype=torch.int32) - length, shape)
+            return Lookup(rows[0].flatten(), None, shape)
+        index = torch.cat(rows, 1)
+        there = index >= 0
+        steps = there.split([part.shape[1] for part in rows], 1)[1:]
+        lengths = [torch.ones_like(rows[0]), *(s.sum(1, keepdim=True, dtype=torch.int32) for s in steps)]
+        length = torch.cat(lengths, 1).flatten()
+        return Lookup(index[there], torch.cumsum(length, 0, dtype=torch.int32) - length, shape)
+
+    def padded(self, batch: Batch) -> PaddedLookup:
+        """The same look-ups in shapes that no value decides."""
+        return PaddedLookup(self._rows(batch))
+
+    def _rows(self, batch: Batch) -> list[Tensor]:
+        """int32 [B, F_id] rows of the id fields, then [B, L] of every sequence, -1 where it has no step."""
+        ids = batch.ids if self.all_ids else batch.ids.index_select(1, self.columns)
+        columns = [batch.sequences[name] for name, _ in self.sequences]
+        return [ids + self.starts, *(torch.where(steps >= 0, steps + start, steps)
+                                     for steps, (_, start) in zip(columns, self.sequences, strict=True))]
+
+
+def steps_lookup(steps: Tensor, start: int) -> Lookup:
+    """Every step of a sequence as a bag of its own, which gives [B, L, D].
+
+    Where the sequence is padded the bag is empty, or, where a model is exported, has some row: mask these steps.
+
+    Args:
+        steps: int32 [B, L], padded with -1.
+        start: where the sequence's ids begin in the table.
+    """
+    if torch.compiler.is_exporting():
+        return PaddedLookup([steps.clamp(min=0) + start])
+    there = steps >= 0
+    length = there.flatten().int()
+    return Lookup(steps[there] + start, torch.cumsum(length, 0, dtype=torch.int32) - length,
+                  (steps.shape[0], steps.shape[1]))
 
 
 class _BagMeans(torch.autograd.Function):
@@ -172,6 +228,8 @@ class Table(nn.Module):
 
     def forward(self, lookup: Lookup) -> Tensor:
         """Mean of each bag's rows, zero for an empty bag: [B, F, D]."""
+        if isinstance(lookup, PaddedLookup):
+            return lookup.means(lambda index: F.embedding(index, self.weight))
         return _BagMeans.apply(self.weight, lookup, self.mask).view(*lookup.shape, -1)
 
 

@@ -4,7 +4,7 @@ from ctrmodels.archspec import ArchSpec, Interaction, merge
 from ctrmodels.search.base import Found, Host, SearchMethod, SearchRows
 from ctrmodels.search.controls import random_control
 from ctrmodels.search.embedding import PEP, AutoDim, UniformWidth
-from ctrmodels.search.interaction import AllPairs, AutoFIS
+from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline
 from ctrmodels.search.trial import retrain
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ArchSpec",
     "AutoDim",
     "AutoFIS",
+    "Baseline",
     "Found",
     "Host",
     "Interaction",

@@ -11,17 +11,20 @@ from ctrmodels.data.dataset import Rows
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.training.trainer import TrainConfig
-from ctrmodels.zoo.deepfm import DeepFM
+from ctrmodels.zoo import HOSTS, MODELS, CTRModel, Sizes
 
 Part = Literal["embedding", "interaction"]
+Kind = Literal["searched", "control", "baseline"]
 
 
 @dataclass(frozen=True)
 class Host:
-    """The network that a search relaxes and a retraining rebuilds: DeepFM, or FM with no hidden widths.
+    """The network that a search relaxes and a retraining rebuilds.
 
     Attributes:
         objective: the binary objective it predicts.
+        model: its name, a key of ``ctrmodels.zoo``'s ``HOSTS`` or ``MODELS``. Only ``autodeepfm`` has the pairs
+            of an ArchSpec (with no hidden widths it is a factorisation machine); the others have their own.
         dim: common embedding width D.
         hidden, dropout, l2: of the network.
         gate_init: where the gates of pairs start, outside of a search for them.
@@ -30,6 +33,7 @@ class Host:
     """
 
     objective: str
+    model: str = "autodeepfm"
     dim: int = 16
     hidden: tuple[int, ...] = (64, 32)
     dropout: float = 0.0
@@ -48,10 +52,10 @@ class Host:
         return spec
 
     def build(self, schema: Schema, spec: ArchSpec, embedding: FieldEmbedding | None = None,
-              gate_init: float | None = None) -> DeepFM:
+              gate_init: float | None = None) -> CTRModel:
         """The network of a complete ``spec``; a search may put its relaxation in the embedding's place."""
-        return DeepFM(schema, spec, self.objective, self.hidden, self.dropout, self.l2,
-                      self.gate_init if gate_init is None else gate_init, embedding)
+        sizes = Sizes(self.hidden, self.dropout, self.l2, self.gate_init if gate_init is None else gate_init)
+        return {**HOSTS, **MODELS}[self.model].sized(schema, spec, self.objective, sizes, embedding)
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,17 @@ class SearchMethod(Protocol):
     Attributes:
         name: its key.
         part: which part of an ArchSpec it speaks of.
-        is_control: whether it is the unsearched model that every search is compared with.
+        kind: ``searched``; ``control``, the unsearched model that every search is compared with; or ``baseline``, a
+            plain model to stand beside them.
     """
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """Its key."""
+        ...
+
     part: ClassVar[Part]
-    is_control: ClassVar[bool]
+    kind: ClassVar[Kind]
 
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
         """Run the search once."""

@@ -31,8 +31,8 @@ def choose(candidates: Sequence[Candidate], metric: str, budget: float) -> Choic
     """Best mean ``metric`` on ``valid`` within the budget; ties go to the cheapest.
 
     A candidate is tied with the best if its mean lies within the best one's standard deviation over the
-    seeds. Cheaper means fewer stored parameters, then fewer FLOPs. Random controls are never chosen: they
-    stand on the leaderboard to show what the search is worth.
+    seeds. Cheaper means fewer stored parameters, then fewer FLOPs. Random controls and baselines are never
+    chosen: they stand on the leaderboard to show what the search is worth.
 
     Args:
         candidates: of all methods, with exactly one control.
@@ -51,7 +51,7 @@ def choose(candidates: Sequence[Candidate], metric: str, budget: float) -> Choic
     def parameters(c: Candidate) -> float:
         return float(np.mean([k.parameters for k in c.costs]))
 
-    allowed = [c for c in candidates if c.kind != "random" and parameters(c) <= budget * dense]
+    allowed = [c for c in candidates if c.kind not in ("random", "baseline") and parameters(c) <= budget * dense]
     if not allowed:
         raise ValueError(f"no candidate has at most {budget:g} of the control's {dense:.0f} parameters")
     best = max(allowed, key=lambda c: sign * mean_sd(c.valid[metric])[0])

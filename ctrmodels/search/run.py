@@ -28,7 +28,8 @@ class Candidate:
 
     Attributes:
         name: method, or method and level.
-        kind: ``searched``, ``control`` (the unsearched model) or ``random`` (equal cost, not searched).
+        kind: ``searched``, ``control`` (the unsearched model), ``baseline`` (a plain model, never chosen) or
+            ``random`` (equal cost, not searched).
         seeds: the seeds it was run with.
         valid: metric → value per seed.
         costs: cost per seed.
@@ -138,7 +139,7 @@ def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[
                        for s in seeds if f"search/{s}" not in trace.done], "search")
     levels = [level for level in trace.done[f"search/{seeds[0]}"]["levels"]
               if all(level in trace.done[f"search/{s}"]["levels"] for s in seeds)]
-    kinds = [False] if method.is_control else [False, True]
+    kinds = [False, True] if method.kind == "searched" else [False]
     run(retrain_trial, [{"encoded": encoded, "host": host, "seed": s, "scratch": scratch, "level": level,
                          "random": random}
                         for level in levels for random in kinds for s in seeds
@@ -151,7 +152,7 @@ def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[
             trials = [trace.done[f"retrain/{level}/{'random' if random else 'found'}/{s}"] for s in seeds]
             candidate = Candidate(
                 name=f"random({level})" if random else level,
-                kind="control" if method.is_control else "random" if random else "searched",
+                kind="random" if random else method.kind,
                 seeds=tuple(seeds),
                 valid={k: tuple(t["valid"][k] for t in trials) for k in trials[0]["valid"]},
                 costs=tuple(Cost(**t["cost"]) for t in trials),

@@ -12,7 +12,7 @@ from ctrmodels.archspec import ArchSpec, Cost
 from ctrmodels.data.dataset import Rows
 from ctrmodels.search.base import Host, SearchRows
 from ctrmodels.training.trainer import FitResult, fit, predict, seed_everything
-from ctrmodels.zoo.deepfm import DeepFM
+from ctrmodels.zoo import CTRModel
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Trained:
         fit: what the training did.
     """
 
-    model: DeepFM
+    model: CTRModel
     valid: dict[str, float]
     cost: Cost
     fit: FitResult
@@ -45,7 +45,7 @@ def known(rows: Rows, objective: str) -> tuple[np.ndarray, np.ndarray]:
     return label[there], there
 
 
-def evaluate(model: DeepFM, rows: Rows) -> dict[str, float]:
+def evaluate(model: CTRModel, rows: Rows) -> dict[str, float]:
     """``auc`` and ``logloss`` of the model's objective on ``rows``."""
     label, there = known(rows, model.objective)
     score = predict(model, rows)[f"{model.objective}@all"][there]

@@ -1,5 +1,28 @@
-"""The plain models that a ranking engineer starts from."""
+"""The plain models that a ranking engineer starts from, and the host of the searches."""
 
+from collections.abc import Mapping
+
+from ctrmodels.zoo.autodeepfm import AutoDeepFM
+from ctrmodels.zoo.autoint import AutoInt
+from ctrmodels.zoo.base import CTRModel, Sizes
+from ctrmodels.zoo.dcnv2 import DCNv2
 from ctrmodels.zoo.deepfm import DeepFM
+from ctrmodels.zoo.din import DIN
+from ctrmodels.zoo.dnn import DNN
+from ctrmodels.zoo.fibinet import FiBiNET
+from ctrmodels.zoo.fm import FM
+from ctrmodels.zoo.fwfm import FwFM
+from ctrmodels.zoo.ipnn import IPNN
+from ctrmodels.zoo.lr import LR
+from ctrmodels.zoo.xdeepfm import XDeepFM
 
-__all__ = ["DeepFM"]
+MODELS: Mapping[str, type[CTRModel]] = {
+    "lr": LR, "fm": FM, "fwfm": FwFM, "dnn": DNN, "deepfm": DeepFM, "ipnn": IPNN, "dcnv2": DCNv2,
+    "xdeepfm": XDeepFM, "autoint": AutoInt, "fibinet": FiBiNET, "din": DIN}
+"""Every plain model by its name."""
+
+HOSTS: Mapping[str, type[CTRModel]] = {"autodeepfm": AutoDeepFM, **{k: m for k, m in MODELS.items() if k != "lr"}}
+"""Every network that a search may work on: those with embeddings."""
+
+__all__ = ["DIN", "DNN", "FM", "HOSTS", "IPNN", "LR", "MODELS", "AutoDeepFM", "AutoInt", "CTRModel", "DCNv2",
+           "DeepFM", "FiBiNET", "FwFM", "Sizes", "XDeepFM"]

@@ -15,10 +15,10 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import planted_pairs
 from ctrmodels.training import TrainConfig, fit, seed_everything
 from ctrmodels.training.optimisers import TABLE_OPTIMISERS
-from ctrmodels.zoo import DeepFM
+from ctrmodels.zoo import AutoDeepFM
 
 
-def train(table_optimiser: str) -> DeepFM:
+def train(table_optimiser: str) -> AutoDeepFM:
     """Half of the labels are unknown, unevenly over the rows, so that ranks see different numbers of them."""
     log = planted_pairs(0, rows=4000)
     for part in log.roles["train"].parts:
@@ -26,7 +26,7 @@ def train(table_optimiser: str) -> DeepFM:
     config = TrainConfig(epochs=2, batch_size=400, learning_rate=1e-2, table_optimiser=table_optimiser,
                          clip_norm=0.5, device="cpu")
     seed_everything(ranks.local())  # ranks build different networks: rank 0's must win
-    model = DeepFM(log.schema, ArchSpec.dense(log.schema, 4), "click", hidden=(8,), l2=0.1, gate_init=0.6)
+    model = AutoDeepFM(log.schema, ArchSpec.dense(log.schema, 4), "click", hidden=(8,), l2=0.1, gate_init=0.6)
     fit(model, log.roles["train"], log.roles["valid"], config,
         lambda scores, rows: metrics.auc(rows.labels[:, 0], scores["click@all"]))
     return model

@@ -10,7 +10,7 @@ import torch
 from ctrmodels import ranks
 from ctrmodels.archspec import ArchSpec, PerField
 from ctrmodels.data.loader import endless
-from ctrmodels.search.base import Found, Host, Part, SearchRows, configuration
+from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.relaxation import MixtureEmbedding
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
@@ -45,7 +45,7 @@ class AutoDim:
 
     name: ClassVar[str] = "autodim"
     part: ClassVar[Part] = "embedding"
-    is_control: ClassVar[bool] = False
+    kind: ClassVar[Kind] = "searched"
 
     def temperature(self, fraction: float) -> float:
         """tau when ``fraction`` of the planned steps is done; 1 during the warm-up."""

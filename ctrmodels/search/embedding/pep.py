@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from ctrmodels.archspec import ArchSpec, ValueMask
-from ctrmodels.search.base import Found, Host, Part, SearchRows, configuration
+from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.relaxation import SoftThresholdEmbedding
 from ctrmodels.training.optimisers import DenseAdam, Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
@@ -45,7 +45,7 @@ class PEP:
 
     name: ClassVar[str] = "pep"
     part: ClassVar[Part] = "embedding"
-    is_control: ClassVar[bool] = False
+    kind: ClassVar[Kind] = "searched"
 
     def optimisers(self, network: torch.nn.Module, embedding: SoftThresholdEmbedding,
                    learning_rate: float) -> Optimisers:

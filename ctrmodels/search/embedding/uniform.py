@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ctrmodels.archspec import ArchSpec, Uniform
-from ctrmodels.search.base import Found, Host, Part, SearchRows
+from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class UniformWidth:
 
     name: ClassVar[str] = "uniform"
     part: ClassVar[Part] = "embedding"
-    is_control: ClassVar[bool] = True
+    kind: ClassVar[Kind] = "control"
 
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
         """The unsearched embedding."""

@@ -2,5 +2,6 @@
 
 from ctrmodels.search.interaction.all_pairs import AllPairs
 from ctrmodels.search.interaction.autofis import AutoFIS
+from ctrmodels.search.interaction.baseline import Baseline
 
-__all__ = ["AllPairs", "AutoFIS"]
+__all__ = ["AllPairs", "AutoFIS", "Baseline"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ctrmodels.archspec import ArchSpec, all_pairs
-from ctrmodels.search.base import Found, Host, Part, SearchRows
+from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class AllPairs:
 
     name: ClassVar[str] = "all_pairs"
     part: ClassVar[Part] = "interaction"
-    is_control: ClassVar[bool] = True
+    kind: ClassVar[Kind] = "control"
 
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
         """The unsearched interactions."""

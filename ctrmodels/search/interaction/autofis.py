@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ctrmodels.archspec import ArchSpec, all_pairs
-from ctrmodels.search.base import Found, Host, Part, SearchRows, configuration
+from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.optimiser import GRDA
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
-from ctrmodels.zoo.deepfm import DeepFM
+from ctrmodels.zoo import AutoDeepFM
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,15 @@ class AutoFIS:
 
     name: ClassVar[str] = "autofis"
     part: ClassVar[Part] = "interaction"
-    is_control: ClassVar[bool] = False
+    kind: ClassVar[Kind] = "searched"
 
-    def build(self, rows: SearchRows, host: Host) -> DeepFM:
+    def build(self, rows: SearchRows, host: Host) -> AutoDeepFM:
         """The host with a gate on every pair."""
         full = ArchSpec.of(rows.schema, self.name, host.dim, interactions=all_pairs(rows.schema))
-        return host.build(rows.schema, host.complete(full, rows.schema), gate_init=self.gate_init)
+        network = host.build(rows.schema, host.complete(full, rows.schema), gate_init=self.gate_init)
+        if not isinstance(network, AutoDeepFM):
+            raise ValueError(f"AutoFIS needs a host with gated pairs: autodeepfm, not {host.model}")
+        return network
 
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
         """The pairs whose gate is not zero at the end; none, if no pair helps or the threshold is too high."""

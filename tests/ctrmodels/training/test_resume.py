@@ -21,7 +21,7 @@ from ctrmodels.errors import InputError
 from ctrmodels.training import TrainConfig, fit, seed_everything
 from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import Trainer
-from ctrmodels.zoo import DeepFM
+from ctrmodels.zoo import AutoDeepFM
 
 LOG = planted_pairs(0, rows=8000)
 CONFIG = TrainConfig(epochs=3, patience=2, batch_size=500, learning_rate=1e-2, schedule="cosine", warm_up=0.1,
@@ -30,9 +30,9 @@ STEPS = 36  # three epochs of twelve
 POINTS = np.random.default_rng(0).choice(np.arange(1, STEPS), 10, replace=False).tolist()
 
 
-def build() -> DeepFM:
+def build() -> AutoDeepFM:
     seed_everything(0)
-    return DeepFM(LOG.schema, ArchSpec.dense(LOG.schema, 4), "click", hidden=(8,), dropout=0.2, gate_init=0.6)
+    return AutoDeepFM(LOG.schema, ArchSpec.dense(LOG.schema, 4), "click", hidden=(8,), dropout=0.2, gate_init=0.6)
 
 
 def auc(scores, rows) -> float:

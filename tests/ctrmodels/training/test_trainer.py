@@ -16,7 +16,7 @@ from ctrmodels import metrics
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import planted_pairs
 from ctrmodels.training import TrainConfig, fit, predict, run_trials, seed_everything
-from ctrmodels.zoo import DeepFM
+from ctrmodels.zoo import AutoDeepFM
 
 LOG = planted_pairs(0, rows=16_000)
 TRAIN, VALID = LOG.roles["train"], LOG.roles["valid"]
@@ -29,7 +29,7 @@ def auc(scores, rows):
 
 def train(config=CONFIG, metric=auc):
     seed_everything(config.seed)
-    model = DeepFM(LOG.schema, ArchSpec.dense(LOG.schema, 4), "click", hidden=(8,), gate_init=0.6)
+    model = AutoDeepFM(LOG.schema, ArchSpec.dense(LOG.schema, 4), "click", hidden=(8,), gate_init=0.6)
     return model, fit(model, TRAIN, VALID, config, metric)
 
 
@@ -76,7 +76,7 @@ def test_rows_without_a_label_teach_nothing():
     batch.labels[50:] = float("nan")
     seed_everything(0)
     bare = ArchSpec.of(LOG.schema, "x", 4, alloc=ArchSpec.dense(LOG.schema, 4).alloc, interactions=())
-    model = DeepFM(LOG.schema, bare, "click", hidden=(8,))
+    model = AutoDeepFM(LOG.schema, bare, "click", hidden=(8,))
     assert model.loss(batch).item() == pytest.approx(model.loss(half).item(), rel=1e-6)
 
 

@@ -1,0 +1,207 @@
+"""Trained models as files for serving, as ONNX or as a package of ``torch.export``.
+
+Both forms hold the same function of plain tensors: ``ids`` int32 [B, F], ``numeric`` float32 [B, N] and, for each
+sequence field, int32 [B, L], for any B, to one float32 [B] per name of ``predict``. Pruned values are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from ctrmodels.data.dataset import PADDING, Batch
+from ctrmodels.data.schema import Schema
+from ctrmodels.errors import InputError
+from ctrmodels.multitask.models import MultiObjectiveModel
+from ctrmodels.nn.packed import PackedTable
+from ctrmodels.nn.table import Table
+from ctrmodels.zoo.base import CTRModel
+
+Model = CTRModel | MultiObjectiveModel
+TOLERANCE = 1e-5  # absolute, and relative for scores beyond 1
+CHECKED_ROWS = 64
+
+
+def export_onnx(model: Model, schema: Schema, folder: Path) -> None:
+    """Write ``model.onnx``, ``signature.json``, ``schema.json`` and the loader ``serving.py`` into ``folder``.
+
+    The folder appears whole or not at all, and only if the file's scores equal the model's.
+
+    Raises:
+        InputError: the folder is not empty, a package is not installed, or the scores differ.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError("export_onnx", "package", package, "not installed", "pip install 'ctrmodels[export]'")
+    from ctrmodels import serving  # onnxruntime comes with an extra, and export_package does without it
+
+    rows = _random_rows(schema)
+    expected = _scores(model, rows)
+    with _appearing(folder) as partial, _quiet():
+        onnx = torch.onnx.export(_program(model, rows), input_names=list(rows), output_names=list(expected),
+                                 verbose=False)
+        assert onnx is not None
+        onnx.save(partial / "model.onnx")
+        _describe(partial, schema, list(expected))
+        shutil.copyfile(serving.__file__, partial / "serving.py")
+        found = serving.Scorer(partial).score(rows["ids"], rows["numeric"], _sequences(rows))
+        _compare(folder, found, expected)
+
+
+def export_package(model: Model, schema: Schema, folder: Path) -> None:
+    """Write ``model.pt2``, ``signature.json`` and ``schema.json`` into ``folder``, as :func:`export_onnx` does.
+
+    ``torch.export.load(path).module()(ids, numeric, sequences)`` gives the scores by name.
+
+    Raises:
+        InputError: the folder is not empty, or the scores differ.
+    """
+    rows = _random_rows(schema)
+    expected = _scores(model, rows)
+    with _appearing(folder) as partial, _quiet():
+        torch.export.save(_program(model, rows), partial / "model.pt2")
+        _describe(partial, schema, list(expected))
+        scores = torch.export.load(partial / "model.pt2").module()(*_arguments(rows))
+        _compare(folder, {name: score.numpy() for name, score in scores.items()}, expected)
+
+
+class _Scores(nn.Module):
+    """A model as a function of plain tensors."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, numeric: Tensor, sequences: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scores by name, [B] each. Serving knows neither labels nor positions."""
+        n = ids.shape[0]
+        return self.model.predict(Batch(ids, numeric, sequences, numeric.new_zeros(n, 0), ids.new_zeros(n)))
+
+
+def _program(model: Model, rows: Mapping[str, np.ndarray]) -> ExportedProgram:
+    """The graph of a model with packed tables, for any number of rows."""
+    served, batch = _served(model), {0: torch.export.Dim("batch")}
+    for parent in list(served.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Table) and child.mask is not None:
+                parent.register_module(name, PackedTable.of(child))
+    with torch.no_grad():
+        program = torch.export.export(_Scores(served), _arguments(rows), strict=False,
+                                      dynamic_shapes=(batch, batch, dict.fromkeys(_sequences(rows), batch)))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine: equal models give equal bytes anywhere
+    program.example_inputs = None  # a package would hold them as a pickle
+    return program
+
+
+def _served(model: Model) -> Model:
+    """A copy in evaluation mode on the CPU that shares the tensors which are there already."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in model.parameters()}
+    memo |= {id(b): b.detach().cpu() for b in model.buffers()}
+    return copy.deepcopy(model, memo).eval()
+
+
+def _scores(model: Model, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the model itself says of ``rows``."""
+    with torch.no_grad():
+        return {name: score.numpy() for name, score in _Scores(_served(model))(*_arguments(rows)).items()}
+
+
+def _random_rows(schema: Schema) -> dict[str, np.ndarray]:
+    """Valid inputs by name; first and last id, empty and full sequences among them."""
+    rng, n = np.random.default_rng(0), CHECKED_ROWS
+    sizes = np.array([f.vocab for f in schema.id_fields], np.int64)
+    ids = rng.integers(sizes, size=(n, len(sizes)))
+    ids[0], ids[-1] = 0, sizes - 1
+    rows = {"ids": ids.astype(np.int32),
+            "numeric": rng.standard_normal((n, len(schema.numeric_fields)), np.float32)}
+    for f in schema.sequence_fields:
+        lengths = rng.integers(f.max_length + 1, size=(n, 1))
+        lengths[0], lengths[-1] = 0, f.max_length
+        steps = rng.integers(f.vocab, size=(n, f.max_length))
+        rows[f"sequence.{f.name}"] = np.where(np.arange(f.max_length) < lengths, steps, PADDING).astype(np.int32)
+    return rows
+
+
+def _sequences(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs that are sequences, by the field's name."""
+    return {name.removeprefix("sequence."): steps for name, steps in rows.items() if name.startswith("sequence.")}
+
+
+def _arguments(rows: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Inputs as :class:`_Scores` takes them."""
+    sequences = {name: torch.from_numpy(steps) for name, steps in _sequences(rows).items()}
+    return torch.from_numpy(rows["ids"]), torch.from_numpy(rows["numeric"]), sequences
+
+
+def _describe(folder: Path, schema: Schema, names: list[str]) -> None:
+    """Write ``schema.json``, and ``signature.json`` with the digest of every ``model.*``."""
+    def described(name: str, dtype: str, fields: list[str], columns: int, **ids: Any) -> dict[str, Any]:
+        return {"name": name, "dtype": dtype, "shape": ["batch", columns], "fields": fields, **ids}
+
+    ids, numeric = schema.id_fields, [f.name for f in schema.numeric_fields]
+    inputs = [described("ids", "int32", [f.name for f in ids], len(ids), vocabulary=[f.vocab for f in ids], lowest=0),
+              described("numeric", "float32", numeric, len(numeric))]
+    inputs += [described(f"sequence.{f.name}", "int32", [f.name], f.max_length, vocabulary=[f.vocab], lowest=PADDING)
+               for f in schema.sequence_fields]
+    digests = {}
+    for path in sorted(folder.glob("model.*")):  # weights beyond 2 GB lie beside model.onnx
+        with path.open("rb") as stream:
+            digests[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    document = {"inputs": inputs, "sha256": digests,
+                "outputs": [{"name": name, "dtype": "float32", "shape": ["batch"]} for name in names]}
+    (folder / "signature.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    schema.save(folder / "schema.json")
+
+
+def _compare(folder: Path, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    """Refuse to hand out other scores than the model's own."""
+    for name, score in expected.items():
+        difference = float(np.abs(found[name] - score).max())
+        if not np.allclose(found[name], score, rtol=TOLERANCE, atol=TOLERANCE):
+            raise InputError(folder, name, difference, "so far are the exported scores from the model's own",
+                             "look for weights that are not finite; without them this is a bug, please report it")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that no ranking model needs and on PyTorch's own code."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the name ``folder`` once all is written, and vanishes if that fails."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(folder, "folder", folder.name, "is there already and not empty",
+                         "delete it, or export to another one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        partial = Path(scratch) / folder.name
+        partial.mkdir()
+        yield partial
+        partial.rename(folder)

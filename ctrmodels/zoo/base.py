@@ -1,0 +1,107 @@
+"""What all plain models are: an encoder, and a logit of one binary objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctrmodels.archspec import ArchSpec, Cost
+from ctrmodels.data.dataset import Batch
+from ctrmodels.data.schema import Schema
+from ctrmodels.nn.embedding import FieldEmbedding
+from ctrmodels.nn.encoder import Encoded, FeatureEncoder
+from ctrmodels.nn.losses import masked_mean
+
+
+def without_pairs(spec: ArchSpec) -> ArchSpec:
+    """``spec`` for a model whose interactions are its own."""
+    return replace(spec, interactions=())
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What all models are sized by; each takes what it has.
+
+    Attributes:
+        hidden: widths of the MLP.
+        dropout: of the MLP and the features side by side.
+        l2: weight of the embeddings' squared norm.
+        gate_init: where the gates of pairs start.
+    """
+
+    hidden: tuple[int, ...] = (64, 32)
+    dropout: float = 0.0
+    l2: float = 0.0
+    gate_init: float = 0.1
+
+
+class CTRModel(nn.Module, ABC):
+    """Base of the plain models.
+
+    Notation, here and in every model: B rows, F embedded fields, N numeric fields, D embedding width, W = F*D + N
+    width of the features side by side.
+
+    Args:
+        schema: the log.
+        spec: embedding allocation and explicit pairs.
+        objective: the binary objective to predict; its positives count on all rows.
+        dropout: on the features side by side.
+        l2: weight of the embeddings' squared norm.
+        embedding: takes the place of the spec's embedding.
+    """
+
+    def __init__(self, schema: Schema, spec: ArchSpec, objective: str, dropout: float = 0.0, l2: float = 0.0,
+                 embedding: FieldEmbedding | None = None) -> None:
+        super().__init__()
+        self.objective, self.column = objective, schema.objective_index(objective)
+        self.encoder = FeatureEncoder(schema, spec, dropout=dropout, l2=l2, embedding=embedding)
+
+    @classmethod
+    def sized(cls, schema: Schema, spec: ArchSpec, objective: str, sizes: Sizes,
+              embedding: FieldEmbedding | None = None) -> CTRModel:
+        """The model in the common sizes, with its own other settings as they are by default."""
+        settings: dict[str, Any] = {"hidden": sizes.hidden, "dropout": sizes.dropout, "l2": sizes.l2,
+                                    "gate_init": sizes.gate_init, "embedding": embedding}
+        takes = signature(cls).parameters
+        return cls(schema, spec, objective, **{k: v for k, v in settings.items() if k in takes})
+
+    @abstractmethod
+    def score(self, encoded: Encoded) -> Tensor:
+        """[B] logits."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[B] logits."""
+        return self.score(self.encoder(batch)).float()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean binary cross-entropy over the rows whose label is known, plus the embedding penalty."""
+        encoded = self.encoder(batch)
+        label = batch.labels[:, self.column]
+        losses = F.binary_cross_entropy_with_logits(
+            self.score(encoded).float(), torch.nan_to_num(label), reduction="none")
+        return masked_mean(losses, ~torch.isnan(label)) + encoded.penalty
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """``{objective}@all`` → [B] probabilities."""
+        return {f"{self.objective}@all": torch.sigmoid(self(batch))}
+
+    def flops(self) -> int:
+        """Operations per row beyond those of ``Linear`` layers and of the encoder."""
+        return self.encoder.n_fields
+
+    def cost(self) -> Cost:
+        """What the built model stores and computes."""
+        embedding = self.encoder.embedding
+        total = sum(p.numel() for p in self.parameters())
+        other = total - sum(p.numel() for p in embedding.parameters())
+        stored = embedding.stored_values()
+        linear = sum(2 * m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
+        return Cost(parameters_embedding=stored, parameters_other=other,
+                    flops=linear + self.encoder.flops() + self.flops(),
+                    bytes=4 * (stored + other) + embedding.overhead_bytes())

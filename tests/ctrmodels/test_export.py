@@ -1,0 +1,156 @@
+"""Exported files score as the model does, hold no pruned value, and appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.onnx._internal.exporter import _onnx_program
+
+from ctrmodels.archspec import ArchSpec, ValueMask
+from ctrmodels.data import Field, Objective, Schema
+from ctrmodels.errors import InputError
+from ctrmodels.export import export_onnx, export_package
+from ctrmodels.multitask.spaces import score_names
+from ctrmodels.serving import Scorer
+from ctrmodels.zoo import DNN
+from tests.support.served_models import ALLOCS, SCHEMA, build, draw, eager, histories
+
+SINGLE = [(name, alloc) for name in ("deepfm", "dcnv2", "autodeepfm") for alloc in ALLOCS]
+MULTI = [(name, alloc) for name in ("shared_bottom", "esmm", "mmoe") for alloc in ("per_field", "mask")]
+
+
+def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert list(found) == list(expected)
+    for name, score in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], score, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("name", "alloc"), [*SINGLE, *MULTI, ("din", "mask")])
+def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
+    model = build(name, alloc)
+    export_onnx(model, SCHEMA, tmp_path / "export")
+    scorer = Scorer(tmp_path / "export")
+    for n in (1, 7, 4096):
+        rows = draw(n)
+        found = scorer.score(rows["ids"], rows["numeric"], histories(rows))
+        assert_equal(found, eager(model, rows))
+    assert set(found) == ({"click@all"} if (name, alloc) not in MULTI else set(score_names(SCHEMA)))
+    assert all(np.ptp(score) > 0.01 for score in found.values())
+
+
+@pytest.mark.parametrize(("name", "alloc"), [("deepfm", "mask"), ("esmm", "per_field")])
+def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
+    model = build(name, alloc)
+    export_package(model, SCHEMA, tmp_path / "export")
+    scores = torch.export.load(tmp_path / "export" / "model.pt2").module()
+    for n in (1, 7, 4096):
+        rows = {key: torch.from_numpy(values) for key, values in draw(n).items()}
+        found = scores(rows.pop("ids"), rows.pop("numeric"), rows)
+        assert_equal({key: score.numpy() for key, score in found.items()}, eager(model, draw(n)))
+
+
+def test_the_folder_holds_all_that_serving_needs(tmp_path: Path) -> None:
+    export_onnx(build("esmm", "uniform"), SCHEMA, tmp_path / "export")
+    assert {p.name for p in (tmp_path / "export").iterdir()} == {
+        "model.onnx", "signature.json", "schema.json", "serving.py"}
+    assert Schema.load(tmp_path / "export" / "schema.json") == SCHEMA
+    signature = json.loads((tmp_path / "export" / "signature.json").read_text())
+    assert signature["inputs"] == [
+        {"name": "ids", "dtype": "int32", "shape": ["batch", 3], "fields": ["user", "price", "item"],
+         "vocabulary": [40, 5, 30], "lowest": 0},
+        {"name": "numeric", "dtype": "float32", "shape": ["batch", 2], "fields": ["price", "age"]},
+        {"name": "sequence.seen", "dtype": "int32", "shape": ["batch", 4], "fields": ["seen"], "vocabulary": [30],
+         "lowest": -1},
+        {"name": "sequence.tags", "dtype": "int32", "shape": ["batch", 3], "fields": ["tags"], "vocabulary": [6],
+         "lowest": -1}]
+    assert {o["name"] for o in signature["outputs"]} == set(score_names(SCHEMA))
+    assert list(signature["sha256"]) == ["model.onnx"]
+
+
+def test_a_log_of_ids_alone_needs_nothing_else(tmp_path: Path) -> None:
+    schema = Schema((Field("user", "categorical", 9), Field("item", "categorical", 5)), (Objective("click"),),
+                    {"train": 1}, "v", "r")
+    model = DNN(schema, ArchSpec.dense(schema, 4), "click")
+    export_onnx(model, schema, tmp_path / "export")
+    rows = draw(7, schema)
+    assert_equal(Scorer(tmp_path / "export").score(rows["ids"]), eager(model, rows))
+
+
+@pytest.mark.parametrize(("export", "file"), [(export_onnx, "model.onnx"), (export_package, "model.pt2")])
+def test_equal_models_give_equal_bytes_and_no_path_of_this_machine(export, file: str, tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        export(build("esmm", "mask"), SCHEMA, tmp_path / folder)
+    one = (tmp_path / "one" / file).read_bytes()
+    assert one == (tmp_path / "other" / file).read_bytes()
+    assert b".py" not in one
+    assert (tmp_path / "one" / "signature.json").read_bytes() == (tmp_path / "other" / "signature.json").read_bytes()
+
+
+def test_the_model_goes_on_training_as_before(tmp_path: Path) -> None:
+    model = build("deepfm", "mask")
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export_package(model, SCHEMA, tmp_path / "export")
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("export", "file"), [(export_onnx, "model.onnx"), (export_package, "model.pt2")])
+def test_pruned_values_take_no_room_in_the_file(export, file: str, tmp_path: Path) -> None:
+    vocab, dim = 20_000, 16
+    schema = Schema((Field("user", "categorical", vocab), Field("item", "categorical", 5)), (Objective("click"),),
+                    {"train": 1}, "v", "r")
+    mask = np.random.default_rng(0).random((schema.total_vocab, dim)) < 0.2
+    dense, pruned = ArchSpec.dense(schema, dim), ArchSpec.of(schema, "test", dim, alloc=ValueMask(mask))
+    sizes = {}
+    for name, spec in (("dense", dense), ("pruned", pruned)):
+        export(DNN(schema, spec, "click", hidden=(8,)), schema, tmp_path / name)
+        sizes[name] = (tmp_path / name / file).stat().st_size
+    values = vocab * dim
+    table = 4 * 0.2 * values + values / 8 + 4 * vocab
+    assert sizes["dense"] - 4 * values < 100_000
+    assert abs(sizes["dense"] - sizes["pruned"] - (4 * values - table)) < 0.02 * table + 30_000
+
+
+def test_weights_beyond_the_limit_of_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
+    model, rows = build("deepfm", "uniform"), draw(7)
+    export_onnx(model, SCHEMA, tmp_path / "export")
+    assert_equal(Scorer(tmp_path / "export").score(rows["ids"], rows["numeric"], histories(rows)), eager(model, rows))
+    beside = tmp_path / "export" / "model.onnx.data"
+    beside.write_bytes(beside.read_bytes()[:-1] + b"!")
+    with pytest.raises(ValueError, match=r"model\.onnx\.data: sha256 = .*export the model again"):
+        Scorer(tmp_path / "export")
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_package])
+def test_a_model_that_scores_otherwise_is_not_handed_out(export, tmp_path: Path) -> None:
+    model = build("deepfm", "uniform")
+    with torch.no_grad():
+        model.encoder.embedding.table.weight[0] = torch.nan
+    with pytest.raises(InputError, match=r"click@all = nan: .* not finite"):
+        export(model, SCHEMA, tmp_path / "export")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_package])
+def test_what_lies_in_the_folder_is_not_overwritten(export, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"not empty; delete it, or export to another one"):
+        export(build("deepfm", "uniform"), SCHEMA, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "empty").mkdir()
+    export(build("deepfm", "uniform"), SCHEMA, tmp_path / "empty")
+    assert (tmp_path / "empty" / "signature.json").exists()
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'ctrmodels\[export\]'"):
+        export_onnx(build("deepfm", "uniform"), SCHEMA, tmp_path / "export")

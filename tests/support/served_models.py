@@ -1,0 +1,79 @@
+"""Models as they are after a training, on a small log with every kind of field, and rows to score with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ctrmodels.archspec import Alloc, ArchSpec, PerField, Uniform, ValueMask, all_pairs
+from ctrmodels.data import Batch, Field, Objective, Schema
+from ctrmodels.export import Model
+from ctrmodels.multitask import ModelConfig, build_model
+from ctrmodels.nn.norm import BatchNorm
+from ctrmodels.nn.table import tables
+from ctrmodels.zoo import MODELS, AutoDeepFM
+
+SCHEMA = Schema(
+    fields=(Field("user", "categorical", 40, "user"), Field("price", "numeric", 5, "item"),
+            Field("item", "categorical", 30, "item"), Field("age", "numeric", 0, "user"),
+            Field("seen", "sequence", 30, "user", of="item", max_length=4),
+            Field("tags", "sequence", 6, "item", max_length=3)),
+    objectives=(Objective("click"), Objective("buy", after="click"), Objective("dwell", "regression", after="click")),
+    rows={"train": 1}, vocab_hash="v", roles_hash="r")
+DIM = 6
+_MASK = np.random.default_rng(0).random((SCHEMA.total_vocab, DIM)) < 0.3
+ALLOCS: Mapping[str, Alloc] = {
+    "uniform": Uniform(DIM), "per_field": PerField((2, 0, DIM, 3)), "mask": ValueMask(_MASK),
+    "mask_with_init": ValueMask(_MASK, np.full(_MASK.shape, 0.1, np.float32))}
+
+
+def build(name: str, alloc: str, schema: Schema = SCHEMA) -> Model:
+    """A model whose parameters and statistics all count, with the values that were pruned still at zero."""
+    spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc], interactions=all_pairs(schema))
+    torch.manual_seed(0)
+    if name in MODELS or name == "autodeepfm":
+        model: Model = MODELS.get(name, AutoDeepFM)(schema, spec, "click", dropout=0.1, l2=0.1)
+    else:
+        model = build_model(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1, experts=3))
+        model.fit_targets(np.array([[1.0, 0.0, 3.0], [1.0, 1.0, 40.0]], np.float32))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+        for norm in (m for m in model.modules() if isinstance(m, BatchNorm)):
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+        for table in tables(model):
+            if table.mask is not None:
+                table.prune(table.mask)
+    return model
+
+
+def draw(n: int, schema: Schema = SCHEMA) -> dict[str, np.ndarray]:
+    """Inputs of n rows by name, the way ``Scorer.score`` names them; histories of any length, the first one empty."""
+    rng = np.random.default_rng(n)
+    rows = {"ids": np.stack([rng.integers(f.vocab, size=n) for f in schema.id_fields], 1).astype(np.int32),
+            "numeric": rng.standard_normal((n, len(schema.numeric_fields)), np.float32)}
+    for f in schema.sequence_fields:
+        lengths = np.where(np.arange(n) > 0, rng.integers(f.max_length + 1, size=n), 0)
+        steps = rng.integers(f.vocab, size=(n, f.max_length))
+        rows[f.name] = np.where(np.arange(f.max_length) < lengths[:, None], steps, -1).astype(np.int32)
+    return rows
+
+
+def histories(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The sequences among ``rows``."""
+    return {name: steps for name, steps in rows.items() if name not in ("ids", "numeric")}
+
+
+def eager(model: Model, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the model itself says of ``rows``, by the code that training uses."""
+    n = len(rows["ids"])
+    batch = Batch(torch.from_numpy(rows["ids"]), torch.from_numpy(rows["numeric"]),
+                  {name: torch.from_numpy(steps) for name, steps in histories(rows).items()},
+                  torch.zeros(n, len(SCHEMA.objectives)), torch.zeros(n, dtype=torch.int32))
+    model.eval()
+    with torch.no_grad():
+        return {name: score.numpy() for name, score in model.predict(batch).items()}
