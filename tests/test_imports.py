@@ -76,6 +76,10 @@ def test_ctrmodels_knows_tensors_and_no_tool(path: Path) -> None:
     assert packages(path) & (HEAVY | {"tasks", "dags"}) == set()
 
 
+def test_serving_needs_numpy_and_onnxruntime_alone() -> None:
+    assert packages(ROOT / "ctrmodels" / "serving.py") - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+
+
 @pytest.mark.parametrize("path", modules("tasks"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_tool_is_known_to_the_modules_that_use_it(path: Path) -> None:
     assert "dags" not in packages(path)

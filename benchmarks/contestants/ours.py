@@ -31,7 +31,7 @@ def train(task: Task) -> None:
     model = build(data.schema, ArchSpec.dense(data.schema, WIDTH), "click", task.hidden)
     config = TrainConfig(
         batch_size=task.batch, learning_rate=LEARNING_RATE, table_optimiser=options.table,
-        table_learning_rate=10 * LEARNING_RATE if options.table == "rowwise_adagrad" else None,
+        table_learning_rate=20 * LEARNING_RATE if options.table == "rowwise_adagrad" else None,
         precision=options.precision, compile=options.compile, device="cpu", buffer_mb=options.buffer_mb)
     trainer = Trainer(model, config)
     if options.compile:  # compilation is not training
