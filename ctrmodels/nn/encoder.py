@@ -122,7 +122,7 @@ class FirstOrder(nn.Module):
 
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
-        out = self.bias + self.weights(encoded.lookup).sum(1)
+        out = self.bias + self.weights.sums(encoded.lookup)
         return out + encoded.numeric @ self.numeric if len(self.numeric) else out
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,13 @@ class Segments:
 
     Attributes:
         rows: int64 [U], distinct row numbers, rising.
-        bags: int32 [n], the bag of every look-up, look-ups of the same row side by side.
-        begins: int32 [U], where each row's look-ups start in ``bags``.
+        order: int64 [n], the look-ups with those of the same row side by side.
+        bags: int32 [n], the bag of each of them.
+        begins: int32 [U], where each row's look-ups start in ``order`` and ``bags``.
     """
 
     rows: Tensor
+    order: Tensor
     bags: Tensor
     begins: Tensor
 
@@ -56,14 +58,21 @@ class Lookup:
         return (ends - self.begins).long()
 
     @cached_property
+    def shares(self) -> Tensor | None:
+        """float32 [n]: what each look-up counts in the mean of its bag; ``None`` if always 1."""
+        if self.begins is None:
+            return None
+        return torch.repeat_interleave(1 / self.lengths.clamp(min=1).float(), self.lengths)
+
+    @cached_property
     def segments(self) -> Segments:
         """The look-ups grouped by row."""
-        ordered, place = torch.sort(self.index, stable=True)
+        ordered, order = torch.sort(self.index, stable=True)
         first = torch.ones_like(ordered, dtype=torch.bool)
         torch.ne(ordered[1:], ordered[:-1], out=first[1:])
         begins = first.nonzero().squeeze(1)
-        bags = place if self.begins is None else torch.repeat_interleave(self.lengths)[place]
-        return Segments(ordered.index_select(0, begins).long(), bags.int(), begins.int())
+        bags = order if self.begins is None else torch.repeat_interleave(self.lengths)[order]
+        return Segments(ordered.index_select(0, begins).long(), order, bags.int(), begins.int())
 
     def distinct(self) -> tuple[Tensor, Tensor]:
         """int64 [U] distinct rows, and int32 [n]: where among them each look-up finds its row."""
@@ -198,6 +207,28 @@ class _BagMeans(torch.autograd.Function):
                                        check_invariants=False), None, None
 
 
+class _FieldSums(torch.autograd.Function):
+    """Sum over a row's fields of its bags' means, without the means themselves; the gradient is sparse as well."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, lookup: Lookup) -> Tensor:
+        ctx.lookup, ctx.size = lookup, table.shape
+        if lookup.begins is None:
+            return F.embedding_bag(lookup.index.view(lookup.shape), table, mode="sum")
+        rows = lookup.begins[::lookup.shape[1]].contiguous()
+        return F.embedding_bag(lookup.index, table, rows, mode="sum", per_sample_weights=lookup.shares)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        lookup: Lookup = ctx.lookup
+        segments, shares = lookup.segments, lookup.shares
+        values = F.embedding_bag(
+            segments.bags // lookup.shape[1], gradients[0].contiguous(), segments.begins, mode="sum",
+            per_sample_weights=None if shares is None else shares.index_select(0, segments.order))  # [U, D]
+        return torch.sparse_coo_tensor(segments.rows.unsqueeze(0), values, ctx.size, is_coalesced=True,
+                                       check_invariants=False), None
+
+
 class Table(nn.Module):
     """V rows of width D.
 
@@ -231,6 +262,12 @@ class Table(nn.Module):
         if isinstance(lookup, PaddedLookup):
             return lookup.means(lambda index: F.embedding(index, self.weight))
         return _BagMeans.apply(self.weight, lookup, self.mask).view(*lookup.shape, -1)
+
+    def sums(self, lookup: Lookup) -> Tensor:
+        """Sum of :meth:`forward` over the fields, for tables that are not pruned: [B, D]."""
+        if isinstance(lookup, PaddedLookup):
+            return self(lookup).sum(1)
+        return cast(Tensor, _FieldSums.apply(self.weight, lookup))
 
 
 def tables(module: nn.Module) -> Iterator[Table]:

@@ -45,6 +45,19 @@ def test_values_and_gradients_are_those_of_a_dense_table(fields: tuple[int, ...]
     assert torch.allclose(table.weight.grad.to_dense(), reference.grad, atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [None, (0, 1), (1, 3)])
+def test_sums_over_fields_are_those_of_the_means(fields: tuple[int, ...] | None) -> None:
+    lookup = Layout(SCHEMA, fields)(batch())
+    table, other = Table(SCHEMA.total_vocab, 2, sd=1.0), Table(SCHEMA.total_vocab, 2)
+    other.load_state_dict(table.state_dict())
+    pull = torch.randn(lookup.shape[0], 2)
+    ours, theirs = table.sums(lookup), other(lookup).sum(1)
+    (ours * pull).sum().backward()
+    (theirs * pull).sum().backward()
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(table.weight.grad.to_dense(), other.weight.grad.to_dense(), atol=1e-5)
+
+
 def test_the_gradient_holds_each_touched_row_once_and_no_other() -> None:
     lookup = Layout(SCHEMA, (0,))(batch(3))
     table = Table(1000, 4)
