@@ -127,6 +127,12 @@ def columns(data: Data) -> dict[str, str]:
             | {o.name: labels[o.kind] for o in data.objectives} | SYSTEM)
 
 
+def stored_as(data: Data) -> dict[str, str]:
+    """The log's own columns that an ingested log has under a system name only: their name → that name."""
+    named = {data.group: "_group", data.position: "_position", data.timestamp: "_time"}
+    return {name: system for name, system in named.items() if name is not None and name not in columns(data)}
+
+
 def limits(data: Data, validate: Validate) -> list[Limit]:
     """Every bound that the description and the section ``validate`` put on the facts."""
     found = [Limit(f"rows.{r}", 1, None, CRITICAL, f"The role {r} has rows.", "data.split") for r in ROLES]

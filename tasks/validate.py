@@ -60,7 +60,7 @@ def run(stage: Stage) -> None:
 
 def _check_keys(data: Data, validate: Validate) -> None:
     """Refuse keys and overrides that name no column, before any work."""
-    names = expectations.columns(data)
+    names = (*expectations.columns(data), *expectations.stored_as(data))
     for key, given in (("keys", validate.keys), ("null_rates", tuple(validate.null_rates))):
         for name in given:
             if name not in names:
@@ -71,7 +71,8 @@ def _check_keys(data: Data, validate: Validate) -> None:
 def _facts_of_rows(rows: DataFrame, data: Data, validate: Validate) -> dict[str, float]:
     found: dict[str, float] = {"repeated.rows": facts.repeated(rows, ["_row"])}
     if validate.keys:
-        found["repeated.keys"] = facts.repeated(rows, validate.keys)
+        names = expectations.stored_as(data)
+        found["repeated.keys"] = facts.repeated(rows, [names.get(key, key) for key in validate.keys])
     if data.split.by in ("time", "group_time"):
         found |= facts.leakage(rows, data.split.by == "group_time")
     return found

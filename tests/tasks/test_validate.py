@@ -136,6 +136,12 @@ def test_keys_and_days_that_the_log_does_not_have_are_refused(workspace: Path) -
             ingested.run(workspace, validate, ingested.raw_params(validate=section))
 
 
+def test_keys_may_name_what_the_log_calls_its_time_or_group(workspace: Path) -> None:
+    """Ingest stores these columns under system names; a key is written as the log's owner knows it."""
+    with pytest.raises(DataContractError, match=r"repeated\.keys"):
+        ingested.run(workspace, validate, ingested.raw_params(validate={"keys": ["time"]}))
+
+
 def test_facts_of_counts_equal_those_of_pandas(workspace: Path, output: Path, frame: pd.DataFrame) -> None:
     found = verdicts(output)
     train = set(frame[frame["_role"] == "train"]["item"].dropna())
