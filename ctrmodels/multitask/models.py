@@ -143,13 +143,12 @@ class MultiObjectiveModel(nn.Module):
 
     def cost(self) -> Cost:
         """What serving this model takes."""
-        embedding, width = self.encoder.embedding, len(self.names)
+        embedding = self.encoder.embedding
         stored = embedding.stored_values()
         other = sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in embedding.parameters())
         linear = sum(2 * m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
-        wide = width * (2 * self.encoder.n_pairs + self.encoder.n_fields)
         return Cost(parameters_embedding=stored, parameters_other=other,
-                    flops=linear + self.trunk.flops() + self.encoder.flops() + wide,
+                    flops=linear + self.trunk.flops() + self.encoder.flops() + self.wide.flops(),
                     bytes=4 * (stored + other) + embedding.overhead_bytes())
 
     def fit_targets(self, labels: np.ndarray) -> None:

@@ -119,6 +119,11 @@ class FirstOrder(nn.Module):
         self.weights = Table(schema.total_vocab, n_outputs)
         self.bias = nn.Parameter(torch.zeros(n_outputs))
         self.numeric = nn.Parameter(torch.zeros(len(schema.numeric_fields), n_outputs))
+        self.n_fields = len(schema.id_fields) + len(schema.sequence_fields)
+
+    def flops(self) -> int:
+        """Operations per row: an addition per field, and 2 per numeric value."""
+        return len(self.bias) * self.n_fields + 2 * self.numeric.numel()
 
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
@@ -139,6 +144,10 @@ class WideHead(FirstOrder):
         n_pairs = len(spec.interactions or ())
         self.norm = BatchNorm(n_pairs, momentum=0.01, eps=1e-3) if n_pairs else None
         self.gates = nn.Parameter(torch.full((n_pairs, n_outputs), gate_init))
+
+    def flops(self) -> int:
+        """First order, and 2 per gate."""
+        return super().flops() + 2 * self.gates.numel()
 
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""

@@ -188,7 +188,7 @@ class Optimisers:
             for key, value in state.items():
                 number, index, name = key.split(".", 2)
                 if int(number) == i:
-                    document["state"].setdefault(int(index), {})[name] = value
+                    document["state"].setdefault(int(index), {})[name] = value.clone()
             part.load_state_dict(document)
 
 

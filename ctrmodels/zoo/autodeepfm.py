@@ -53,7 +53,3 @@ class AutoDeepFM(CTRModel):
         """[B] logits."""
         logit = self.wide(encoded).squeeze(1)
         return logit if self.deep is None else logit + self.deep(encoded.flat).squeeze(1)
-
-    def flops(self) -> int:
-        """First order and gates."""
-        return super().flops() + 2 * self.encoder.n_pairs

@@ -15,7 +15,7 @@ from ctrmodels.archspec import ArchSpec, Cost
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
-from ctrmodels.nn.encoder import Encoded, FeatureEncoder
+from ctrmodels.nn.encoder import Encoded, FeatureEncoder, FirstOrder
 from ctrmodels.nn.losses import masked_mean
 
 
@@ -93,7 +93,7 @@ class CTRModel(nn.Module, ABC):
 
     def flops(self) -> int:
         """Operations per row beyond those of ``Linear`` layers and of the encoder."""
-        return self.encoder.n_fields
+        return sum(m.flops() for m in self.modules() if isinstance(m, FirstOrder))
 
     def cost(self) -> Cost:
         """What the built model stores and computes."""

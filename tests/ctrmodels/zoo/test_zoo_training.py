@@ -106,5 +106,5 @@ def test_operations_are_those_that_torch_counts_and_a_few_more(name: str) -> Non
 
 
 def test_operations_of_a_field_weighted_machine() -> None:
-    """Five fields of width 4: the first order adds 5 weights, ten pairs multiply and add 4 values and a weight each."""
-    assert build("fwfm").cost().flops == 5 + 10 * (2 * 4 + 2)
+    """Five fields of width 4, two numbers: 5 weights and 2 products, ten pairs of 4 products and a weight each."""
+    assert build("fwfm").cost().flops == 5 + 2 * 2 + 10 * (2 * 4 + 2)

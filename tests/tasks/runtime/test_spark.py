@@ -70,9 +70,16 @@ def test_settings_come_one_per_line() -> None:
 def test_user_settings_and_master_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CTRMODELS_SPARK_MASTER", "spark://somewhere:7077")
     monkeypatch.setenv("CTRMODELS_SPARK_CONF", "spark.sql.files.minPartitionNum=64")
-    found = runtime._configuration(4, fresh=True)
+    found = runtime._configuration(4, True, 1000)
     assert found["spark.master"] == "spark://somewhere:7077" and found["spark.sql.files.minPartitionNum"] == "64"
-    assert "spark.driver.bindAddress" not in found and "spark.driver.memory" not in found
+    assert not any(key in found for key in ("spark.driver.bindAddress", "spark.driver.memory",
+                                            "spark.driver.extraJavaOptions"))
+
+
+@pytest.mark.parametrize(("size", "quick"), [(1000, True), (2**40, False), (None, False)])
+def test_a_small_local_job_does_not_optimise_its_own_code(monkeypatch: pytest.MonkeyPatch, size, quick) -> None:
+    monkeypatch.delenv("CTRMODELS_SPARK_MASTER", raising=False)
+    assert ("spark.driver.extraJavaOptions" in runtime._configuration(4, True, size)) == quick
 
 
 def test_failures_that_the_data_do_not_cause_stay_as_they_are(spark: SparkSession) -> None:
