@@ -1,6 +1,6 @@
 """Whether a log larger than the memory that a process may use trains through, and what streaming costs.
 
-    python -m benchmarks.streaming --gib 5.2 --limit-mb 1024
+    python -m benchmarks.streaming --gib 10.4 --limit-mb 2048
 
 A display log of a million rows is laid out several times in a row until it has the asked size. Each training runs
 in a process whose data segment the system limits, and reads the log through a buffer of 256 MiB; beside it the
@@ -75,8 +75,8 @@ def train(log: Path, limit_mb: int, buffer_mb: int) -> None:
 def main() -> None:
     """Lay the logs out, train on each, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gib", type=float, default=5.2, help="size of the largest log")
-    parser.add_argument("--limit-mb", type=int, default=1024, help="data segment that a streaming process may have")
+    parser.add_argument("--gib", type=float, default=10.4, help="size of the largest log")
+    parser.add_argument("--limit-mb", type=int, default=2048, help="data segment that a streaming process may have")
     parser.add_argument("--train", nargs=3, metavar=("LOG", "LIMIT_MB", "BUFFER_MB"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.train:
