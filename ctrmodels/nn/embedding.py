@@ -30,8 +30,12 @@ class FieldEmbedding(nn.Module):
         self.n_fields, self.dim = len(schema.id_fields) + len(schema.sequence_fields), dim
 
     def steps(self, batch: Batch, name: str) -> Tensor:
-        """[B, L, D]: each step of sequence ``name``, from the table that :meth:`forward` reads; mask padded ones."""
-        raise NotImplementedError(f"{type(self).__name__} has pooled sequences only")
+        """[B, L, D]: each step of sequence ``name``, from the table that :meth:`forward` reads; mask padded ones.
+
+        Raises:
+            ValueError: a search's relaxation pools sequences: no model that reads single steps can be its host.
+        """
+        raise ValueError(f"{type(self).__name__} has no single steps of {name!r}: choose a host that pools sequences")
 
     def stored_values(self) -> int:
         """Number of values that serving has to keep."""

@@ -6,6 +6,7 @@ optimiser reads and writes those rows alone; the others keep their values and th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -32,7 +33,26 @@ def touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return rows, gradient._values()
 
 
-class LazyAdam(torch.optim.Optimizer):
+class RowWise(torch.optim.Optimizer, ABC):
+    """Base of the optimisers that update the touched rows alone."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update the rows that the last gradient touched."""
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    self.update(table, *touched(table.grad), self.state[table], group)
+        return loss
+
+    @abstractmethod
+    def update(self, table: Tensor, rows: Tensor, gradient: Tensor, state: dict[str, Tensor],
+               group: dict[str, Any]) -> None:
+        """Update ``rows`` [U] of ``table`` [V, D] by their ``gradient`` [U, D]; ``state`` is empty at first."""
+
+
+class LazyAdam(RowWise):
     """Adam on the touched rows: the moments of a row that is absent neither decay nor move it.
 
     "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1, with one step count per table, as in
@@ -43,29 +63,22 @@ class LazyAdam(torch.optim.Optimizer):
                  eps: float = 1e-8) -> None:
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Update the rows that the last gradient touched."""
-        loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is None:
-                    continue
-                state = self.state[table]
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
-                rows, gradient = touched(table.grad)
-                mine = [t.index_select(0, rows) for t in (table, state["exp_avg"], state["exp_avg_sq"])]
-                adam([mine[0]], [gradient], [mine[1]], [mine[2]], [], [state["step"]], fused=True, amsgrad=False,
-                     beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0,
-                     eps=group["eps"], maximize=False)
-                for whole, part in zip((table, state["exp_avg"], state["exp_avg_sq"]), mine, strict=True):
-                    whole.index_copy_(0, rows, part)
-        return loss
+    def update(self, table: Tensor, rows: Tensor, gradient: Tensor, state: dict[str, Tensor],
+               group: dict[str, Any]) -> None:
+        """See :class:`RowWise`."""
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        whole = (table, state["exp_avg"], state["exp_avg_sq"])
+        weight, first, second = (t.index_select(0, rows) for t in whole)
+        adam([weight], [gradient], [first], [second], [], [state["step"]], fused=True, amsgrad=False,
+             beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=0.0, eps=group["eps"],
+             maximize=False)
+        for t, part in zip(whole, (weight, first, second), strict=True):
+            t.index_copy_(0, rows, part)
 
 
-class RowwiseAdagrad(torch.optim.Optimizer):
+class RowwiseAdagrad(RowWise):
     """Adagrad with one accumulator per row: ``s_r += mean(g_r^2)``, ``w_r -= lr * g_r / (sqrt(s_r) + eps)``.
 
     The state is a single number per row instead of two per value. The row-wise form is that of FBGEMM's and
@@ -76,23 +89,15 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-2, eps: float = 1e-8) -> None:
         super().__init__(parameters, {"lr": lr, "eps": eps})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Update the rows that the last gradient touched."""
-        loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is None:
-                    continue
-                state = self.state[table]
-                if not state:
-                    state["sum"] = torch.zeros(len(table), dtype=table.dtype, device=table.device)
-                rows, gradient = touched(table.grad)
-                sums = state["sum"].index_select(0, rows).add_(gradient.square().mean(1))
-                state["sum"].index_copy_(0, rows, sums)
-                scale = sums.sqrt_().add_(group["eps"]).reciprocal_().mul_(-group["lr"])
-                table.index_copy_(0, rows, table.index_select(0, rows).addcmul_(gradient, scale.unsqueeze(1)))
-        return loss
+    def update(self, table: Tensor, rows: Tensor, gradient: Tensor, state: dict[str, Tensor],
+               group: dict[str, Any]) -> None:
+        """See :class:`RowWise`."""
+        if not state:
+            state["sum"] = torch.zeros(len(table), dtype=table.dtype, device=table.device)
+        sums = state["sum"].index_select(0, rows).add_(gradient.square().mean(1))
+        state["sum"].index_copy_(0, rows, sums)
+        scale = sums.sqrt_().add_(group["eps"]).reciprocal_().mul_(-group["lr"])
+        table.index_copy_(0, rows, table.index_select(0, rows).addcmul_(gradient, scale.unsqueeze(1)))
 
 
 class DenseAdam(torch.optim.Adam):
