@@ -21,8 +21,9 @@ MODELS: Mapping[str, type[CTRModel]] = {
     "xdeepfm": XDeepFM, "autoint": AutoInt, "fibinet": FiBiNET, "din": DIN}
 """Every plain model by its name."""
 
-HOSTS: Mapping[str, type[CTRModel]] = {"autodeepfm": AutoDeepFM, **{k: m for k, m in MODELS.items() if k not in ("lr", "din")}}
-"""Every network that a search may work on. LR has no embeddings; DIN reads single steps, which relaxations pool."""
+HOSTS: Mapping[str, type[CTRModel]] = {
+    "autodeepfm": AutoDeepFM, **{k: m for k, m in MODELS.items() if k not in ("lr", "din")}}
+"""Every network that a search may work on: LR has no embeddings, DIN reads steps that relaxations pool."""
 
 __all__ = ["DIN", "DNN", "FM", "HOSTS", "IPNN", "LR", "MODELS", "AutoDeepFM", "AutoInt", "CTRModel", "DCNv2",
            "DeepFM", "FiBiNET", "FwFM", "Sizes", "XDeepFM"]
