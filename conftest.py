@@ -10,6 +10,12 @@ from tests.support.fake_project import FakeProject
 
 
 @pytest.fixture
+def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiled kernels: every operation is one of torch's own, which its counters see."""
+    monkeypatch.setattr("ctrmodels.native._load", lambda: None)
+
+
+@pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeProject:
     """A fresh fake project; its stages find their controls by the environment."""
     fake = FakeProject(tmp_path)

@@ -35,7 +35,7 @@ def java() -> bool:
 # What must be there, how to see that it is, and the Debian package that brings it.
 NEEDS = (
     ("git", lambda: shutil.which("git"), "git"),
-    ("a C compiler", lambda: shutil.which("gcc") or shutil.which("cc"), "gcc"),
+    ("a C++ compiler", lambda: shutil.which(os.environ.get("CXX", "g++")), "g++"),
     ("Java 17 or 21", java, "openjdk-17-jre-headless"),
     ("Python's venv module", lambda: importlib.util.find_spec("ensurepip"), "python3.11-venv"),
 )
@@ -86,6 +86,8 @@ def install(extras: list[str]) -> None:
                "--editable", target]
     if subprocess.run(command, check=False).returncode:
         sys.exit("pip could not install the project: it needs a package index (see the lines above)")
+    if subprocess.run([str(python), "-m", "ctrmodels.native"], stdout=subprocess.DEVNULL, check=False).returncode:
+        print("The training engine's kernels could not be compiled (see the lines above): it will be slower", flush=True)
     stamp.write_text(state(extras))
 
 

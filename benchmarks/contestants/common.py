@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import log_loss, roc_auc_score
 
 WIDTH = 16
-LEARNING_RATE = 1e-3
+LEARNING_RATE = float(os.environ.get("LR","1e-3"))
 LATENCY_BATCHES = (1, 100, 4096)
 
 
@@ -95,7 +95,7 @@ def main(train: Callable[[Task], None], library: str, version: str) -> None:
     arguments, rest = parser.parse_known_args()
     task = Task(**vars(arguments))
     torch.set_num_threads(task.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(int(os.environ.get("SEED","0")))
     train(task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"library": library, "version": version, "torch": torch.__version__, "options": rest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,23 +98,58 @@ class Columns:
         return cls(joined("ids"), joined("numeric"), sequences, joined("labels"), joined("position"),
                    joined("group"), joined("time"))
 
-    def read(self, start: int, stop: int) -> Batch:
-        """Rows ``start`` to ``stop`` as tensors of their own memory."""
-        def tensor(column: np.ndarray) -> Tensor:
-            return torch.from_numpy(_read(column, start, min(stop, len(self))))
-
+    def each(self, tensor: Callable[[np.ndarray], Tensor]) -> Batch:
+        """The columns of a batch, each as ``tensor`` makes it."""
         return Batch(tensor(self.ids), tensor(self.numeric), {k: tensor(v) for k, v in self.sequences.items()},
                      tensor(self.labels), tensor(self.position))
 
+    def room(self, rows: int) -> Batch:
+        """Memory for ``rows`` rows, to be read into."""
+        return self.each(lambda column: torch.from_numpy(np.empty((rows, *column.shape[1:]), column.dtype)))
 
-def _read(column: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """A copy of some rows. A mapped column is read from its file: pages of a mapping would add up in memory."""
-    if isinstance(column, np.memmap) and column.size and column.filename is not None:
-        width = column[0].size
-        offset = column.offset + start * width * column.itemsize
-        return np.fromfile(column.filename, column.dtype, (stop - start) * width, offset=offset
-                           ).reshape(stop - start, *column.shape[1:])
-    return np.array(column[start:stop])
+    def read_into(self, room: Batch, at: int, start: int, stop: int) -> None:
+        """Read rows ``start`` to ``stop`` into ``room`` from its row ``at`` on."""
+        pairs = [(self.ids, room.ids), (self.numeric, room.numeric), (self.labels, room.labels),
+                 (self.position, room.position), *((self.sequences[k], room.sequences[k]) for k in self.sequences)]
+        for column, to in pairs:
+            _read_into(column, start, to[at:at + stop - start].numpy())
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Rows ``start`` to ``stop`` as tensors of their own memory."""
+        stop = min(stop, len(self))
+        room = self.room(stop - start)
+        self.read_into(room, 0, start, stop)
+        return room
+
+    def held(self) -> Batch:
+        """All rows, for as many reads as one likes: mapped columns stay mapped, once they are in memory."""
+        return self.each(_held)
+
+
+def _read_into(column: np.ndarray, start: int, to: np.ndarray) -> None:
+    """Copy some rows. A mapped column is read from its file: pages of a mapping would add up in memory."""
+    if not isinstance(column, np.memmap) or not to.size or column.filename is None:
+        to[:] = column[start:start + len(to)]
+        return
+    with Path(column.filename).open("rb", buffering=0) as stream:
+        stream.seek(column.offset + start * column[0].nbytes)
+        view = memoryview(to.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        while view:
+            got = stream.readinto(view)
+            if not got:
+                raise InputError(column.filename, "rows", start, "the file ends before them",
+                                 "run the stage `encode` again")
+            view = view[got:]
+
+
+def _held(column: np.ndarray) -> Tensor:
+    """All rows without a copy. A mapped column's pages are read in the order of the file, which a disk prefers."""
+    if not isinstance(column, np.memmap) or not column.size or column.filename is None:
+        return torch.from_numpy(np.require(column, requirements=["C", "W"]))
+    # Mapped for copying on write, since torch knows no read-only memory; nothing writes to it.
+    mapped = np.memmap(column.filename, column.dtype, "c", column.offset, column.shape)
+    mapped.reshape(-1).view(np.uint8)[::mmap.PAGESIZE].max()
+    return torch.from_numpy(mapped)
 
 
 class Rows:

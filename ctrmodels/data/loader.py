@@ -10,7 +10,7 @@ from itertools import count
 import numpy as np
 import torch
 
-from ctrmodels.data.dataset import Batch, Columns, Rows
+from ctrmodels.data.dataset import Batch, Rows
 
 BLOCK_ROWS = 8192
 SHUFFLE = 0x7261
@@ -21,8 +21,8 @@ class Loader:
 
     Rows that fit into the buffer are read once, kept, and shuffled as a whole in every epoch. Of a larger log the
     buffer holds two windows, one that is trained on and the next, which is read meanwhile; a window is a random
-    set of blocks of consecutive rows, shuffled row by row. Neither needs a worker process: a batch is one
-    gather per column.
+    set of blocks of consecutive rows, shuffled row by row. Neither needs a worker process: a batch is one gather per
+    column. Epochs are gone through one at a time.
 
     Args:
         rows: what to hand out.
@@ -65,10 +65,12 @@ class Loader:
         while windows and skip >= self._batches(windows[0][1]):
             skip -= self._batches(windows.pop(0)[1])
         with ThreadPoolExecutor(1) as reader:
-            coming = None
-            for i, (number, window) in enumerate(windows):
-                rows = coming.result() if coming is not None else self._load(window)
-                coming = reader.submit(self._load, windows[i + 1][1]) if i + 1 < len(windows) else None
+            coming = reader.submit(self._load, windows[0][1], 0) if windows else None
+            for i, (number, _) in enumerate(windows):
+                assert coming is not None
+                rows = coming.result()
+                if i + 1 < len(windows):
+                    coming = reader.submit(self._load, windows[i + 1][1], i + 1)
                 rng = np.random.default_rng([self.seed, SHUFFLE, epoch, number])
                 order = torch.from_numpy(rng.permutation(len(rows)))
                 for index in list(order.split(self.batch_size))[skip:]:
@@ -85,12 +87,25 @@ class Loader:
         n = sum(self.blocks[b][2] - self.blocks[b][1] for b in window)
         return n // self.batch_size + (n % self.batch_size >= self._least)
 
-    def _load(self, window: list[int]) -> Batch:
-        return self._held if not self.streams else Batch.join([_block(*self.blocks[b]) for b in window])
+    def _load(self, window: list[int], turn: int) -> Batch:
+        """The rows of ``window``, until the turn after the next one is loaded."""
+        if not self.streams:
+            return self._held
+        room, at = self._rooms[turn % 2], 0
+        for part, start, stop in (self.blocks[b] for b in window):
+            part.read_into(room, at, start, stop)
+            at += stop - start
+        return room.each(lambda column: column[:at])
+
+    @cached_property
+    def _rooms(self) -> list[Batch]:
+        """Memory of two windows. It is kept, since fresh memory costs more than the reading."""
+        rows = self.per_window * max(stop - start for _, start, stop in self.blocks)
+        return [self.rows.parts[0].room(rows) for _ in range(2)]
 
     @cached_property
     def _held(self) -> Batch:
-        return Batch.join([part.read(0, len(part)) for part in self.rows.parts])
+        return Batch.join([part.held() for part in self.rows.parts])
 
 
 def endless(loader: Loader) -> Iterator[Batch]:
@@ -110,7 +125,3 @@ def row_bytes(rows: Rows) -> int:
     part = rows.parts[0]
     columns = (part.ids, part.numeric, part.labels, part.position, *part.sequences.values())
     return sum(c.itemsize * int(np.prod(c.shape[1:])) for c in columns)
-
-
-def _block(part: Columns, start: int, stop: int) -> Batch:
-    return part.read(start, stop)

@@ -12,9 +12,11 @@ from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.dropout import Dropout
 from ctrmodels.nn.embedding import FieldEmbedding, MaskedEmbedding, PerFieldEmbedding, UniformEmbedding
+from ctrmodels.nn.flat import flat_width, flatten
 from ctrmodels.nn.interaction import PairProducts
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.table import Layout, Lookup, Table
+from ctrmodels.nn.towers import full_precision
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Encoded:
         fields: [B, F, D] embedding of every field.
         flat: [B, W] fields laid side by side and the numeric values; what an MLP reads.
         pairs: [B, M] inner products of the spec's interactions.
+        pair_sum: [B] sum of all fields' pairs; empty unless the encoder was asked for it.
         penalty: scalar, ``l2`` times the squared norm of the embeddings, per row; part of every loss.
         lookup: the rows of the batch in the layout of all fields.
         numeric: [B, N] numeric values.
@@ -34,6 +37,7 @@ class Encoded:
     fields: Tensor
     flat: Tensor
     pairs: Tensor
+    pair_sum: Tensor
     penalty: Tensor
     lookup: Lookup
     numeric: Tensor
@@ -66,6 +70,7 @@ class FeatureEncoder(nn.Module):
         dropout: on ``flat``.
         l2: weight of ``Encoded.penalty``.
         embedding: takes the place of the spec's embedding (a search's relaxation of it).
+        pair_sum: whether ``Encoded.pair_sum`` is wanted.
 
     Attributes:
         width: W.
@@ -73,7 +78,7 @@ class FeatureEncoder(nn.Module):
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
-                 embedding: FieldEmbedding | None = None) -> None:
+                 embedding: FieldEmbedding | None = None, pair_sum: bool = False) -> None:
         super().__init__()
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
@@ -82,26 +87,22 @@ class FeatureEncoder(nn.Module):
         self.n_fields = self.layout.n_fields
         self.products = PairProducts(spec.interactions, self.n_fields)
         self.dropout = Dropout(dropout)
-        self.l2 = l2
-        self.width = self.n_fields * spec.out_dim + len(schema.numeric_fields)
+        self.l2, self.pair_sum = l2, pair_sum
+        self.width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
         self.n_pairs = len(spec.interactions)
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode B rows."""
         lookup = self.layout(batch)
         fields = self.embedding(batch, lookup)  # [B, F, D]
-        flat = self.side_by_side(fields, batch.numeric)
+        flat, pair_sum = flatten(fields, batch.numeric, self.pair_sum)
         pairs = self.products(fields) if self.n_pairs else fields.new_zeros(fields.shape[0], 0)
         penalty = self.l2 * fields.square().sum() / fields.shape[0] if self.l2 else fields.new_zeros(())
-        return Encoded(fields, flat, pairs, penalty, lookup, batch.numeric, batch)
+        return Encoded(fields, self.dropout(flat), pairs, pair_sum, penalty, lookup, batch.numeric, batch)
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
-        """[B, F, D] and [B, N] → [B, W], with dropout; under autocast already in its type, which halves the copying."""
-        parts = [fields.flatten(1), numeric]
-        kind = fields.device.type
-        if torch.is_autocast_enabled(kind):
-            parts = [part.to(torch.get_autocast_dtype(kind)) for part in parts]
-        return self.dropout(torch.cat(parts, 1))
+        """[B, F, D] and [B, N] → [B, W], with dropout."""
+        return self.dropout(flatten(fields, numeric)[0])
 
     def flops(self) -> int:
         """Operations per row: projections, and 2 D per pair."""
@@ -127,8 +128,11 @@ class FirstOrder(nn.Module):
 
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
-        out = self.bias + self.weights.sums(encoded.lookup)
-        return out + encoded.numeric @ self.numeric if len(self.numeric) else out
+        sums = self.weights.sums(encoded.lookup)
+        if not len(self.numeric):
+            return sums + self.bias
+        with full_precision(sums):
+            return sums + torch.addmm(self.bias, encoded.numeric, self.numeric)
 
 
 class WideHead(FirstOrder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ctrmodels import ranks
 
@@ -17,5 +18,16 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     such rows per rank, so that the mean over the ranks is that of the whole batch.
     """
     inside = torch.where(mask, values, torch.zeros_like(values))
-    rows = ranks.mean(mask.sum().to(values.dtype).detach())
-    return inside.sum() / rows.clamp(min=1.0 / ranks.count())
+    return inside.sum() / _rows(mask.sum().to(values.dtype))
+
+
+def known_cross_entropy(logit: Tensor, label: Tensor) -> Tensor:
+    """:func:`masked_mean` of the binary cross-entropy of ``logit`` [B] over the rows whose ``label`` [B] is not NaN."""
+    known = torch.eq(label, label).to(logit.dtype)
+    losses = F.binary_cross_entropy_with_logits(logit, torch.nan_to_num(label), known, reduction="sum")
+    return losses / _rows(known.sum())
+
+
+def _rows(found: Tensor) -> Tensor:
+    """The divisor for ``found`` rows on this rank."""
+    return ranks.mean(found.detach()).clamp(min=1.0 / ranks.count())

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
+from ctrmodels.native import kernels
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Segments:
 
     Attributes:
         rows: int64 [U], distinct row numbers, rising.
-        order: int64 [n], the look-ups with those of the same row side by side.
+        order: int32 [n], the look-ups with those of the same row side by side.
         bags: int32 [n], the bag of each of them.
         begins: int32 [U], where each row's look-ups start in ``order`` and ``bags``.
     """
@@ -67,17 +68,24 @@ class Lookup:
     @cached_property
     def segments(self) -> Segments:
         """The look-ups grouped by row."""
-        ordered, order = torch.sort(self.index, stable=True)
-        first = torch.ones_like(ordered, dtype=torch.bool)
-        torch.ne(ordered[1:], ordered[:-1], out=first[1:])
-        begins = first.nonzero().squeeze(1)
-        bags = order if self.begins is None else torch.repeat_interleave(self.lengths)[order]
-        return Segments(ordered.index_select(0, begins).long(), order, bags.int(), begins.int())
+        compiled = kernels(self.index)
+        rows, order, begins = compiled.group(self.index) if compiled else _grouped(self.index)
+        bags = order if self.begins is None else torch.repeat_interleave(self.lengths).int().index_select(0, order)
+        return Segments(rows, order, bags, begins)
 
     def distinct(self) -> tuple[Tensor, Tensor]:
         """int64 [U] distinct rows, and int32 [n]: where among them each look-up finds its row."""
         rows, place = torch.unique(self.index, return_inverse=True)
         return rows.long(), place.int()
+
+
+def _grouped(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as ``kernels.cpp``'s ``group``, on any device."""
+    ordered, order = torch.sort(index, stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+    begins = first.nonzero().squeeze(1)
+    return ordered.index_select(0, begins).long(), order.int(), begins.int()
 
 
 class PaddedLookup(Lookup):
@@ -190,7 +198,8 @@ class _BagMeans(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, lookup: Lookup, mask: Tensor | None) -> Tensor:
         ctx.lookup, ctx.mask, ctx.size = lookup, mask, table.shape
         if lookup.begins is None:
-            return table.index_select(0, lookup.index)
+            compiled = kernels(table)
+            return compiled.gather(table, lookup.index) if compiled else table.index_select(0, lookup.index)
         return F.embedding_bag(lookup.index, table, lookup.begins, mode="mean")
 
     @staticmethod
@@ -203,8 +212,7 @@ class _BagMeans(torch.autograd.Function):
         values = F.embedding_bag(segments.bags, gradient, segments.begins, mode="sum")  # [U, D]
         if ctx.mask is not None:
             values = values * ctx.mask.index_select(0, segments.rows)
-        return torch.sparse_coo_tensor(segments.rows.unsqueeze(0), values, ctx.size, is_coalesced=True,
-                                       check_invariants=False), None, None
+        return _by_rows(segments, values, ctx.size), None, None
 
 
 class _FieldSums(torch.autograd.Function):
@@ -213,6 +221,9 @@ class _FieldSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, lookup: Lookup) -> Tensor:
         ctx.lookup, ctx.size = lookup, table.shape
+        compiled = kernels(table)
+        if compiled and lookup.begins is None:
+            return compiled.field_sums(table, lookup.index, lookup.shape[1])
         if lookup.begins is None:
             return F.embedding_bag(lookup.index.view(lookup.shape), table, mode="sum")
         rows = lookup.begins[::lookup.shape[1]].contiguous()
@@ -221,12 +232,20 @@ class _FieldSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         lookup: Lookup = ctx.lookup
-        segments, shares = lookup.segments, lookup.shares
-        values = F.embedding_bag(
-            segments.bags // lookup.shape[1], gradients[0].contiguous(), segments.begins, mode="sum",
-            per_sample_weights=None if shares is None else shares.index_select(0, segments.order))  # [U, D]
-        return torch.sparse_coo_tensor(segments.rows.unsqueeze(0), values, ctx.size, is_coalesced=True,
-                                       check_invariants=False), None
+        gradient, fields = gradients[0].contiguous(), lookup.shape[1]
+        segments, shares, compiled = lookup.segments, lookup.shares, kernels(gradient)
+        if compiled and lookup.begins is None:
+            values = compiled.field_sums_backward(gradient, segments.bags, segments.begins, fields)
+        else:
+            values = F.embedding_bag(
+                segments.bags // fields, gradient, segments.begins, mode="sum",
+                per_sample_weights=None if shares is None else shares.index_select(0, segments.order))  # [U, D]
+        return _by_rows(segments, values, ctx.size), None
+
+
+def _by_rows(segments: Segments, values: Tensor, size: torch.Size) -> Tensor:
+    """The gradient of a table: ``values`` [U, D] at its rows."""
+    return torch.sparse_coo_tensor(segments.rows.unsqueeze(0), values, size, is_coalesced=True, check_invariants=False)
 
 
 class Table(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from ctrmodels.native import kernels
 from ctrmodels.nn.table import tables
 
 TableOptimiser = Literal["lazy_adam", "rowwise_adagrad", "adam"]
@@ -27,7 +28,9 @@ def touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
     see than to merge them again; only gradients that were added up are merged.
     """
     rows = gradient._indices()[0]
-    if not gradient.is_coalesced() and not bool((rows[1:] > rows[:-1]).all()):
+    compiled = kernels(rows)
+    rises = compiled.rising(rows) if compiled else bool((rows[1:] > rows[:-1]).all())
+    if not rises:
         gradient = gradient.coalesce()
         rows = gradient._indices()[0]
     return rows, gradient._values()
@@ -69,6 +72,12 @@ class LazyAdam(RowWise):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        compiled = kernels(table)
+        if compiled:
+            state["step"] += 1
+            compiled.lazy_adam(table, state["exp_avg"], state["exp_avg_sq"], rows, gradient, group["lr"],
+                               *group["betas"], group["eps"], int(state["step"]))
+            return
         whole = (table, state["exp_avg"], state["exp_avg_sq"])
         weight, first, second = (t.index_select(0, rows) for t in whole)
         adam([weight], [gradient], [first], [second], [], [state["step"]], fused=True, amsgrad=False,
@@ -94,6 +103,10 @@ class RowwiseAdagrad(RowWise):
         """See :class:`RowWise`."""
         if not state:
             state["sum"] = torch.zeros(len(table), dtype=table.dtype, device=table.device)
+        compiled = kernels(table)
+        if compiled:
+            compiled.rowwise_adagrad(table, state["sum"], rows, gradient, group["lr"], group["eps"])
+            return
         sums = state["sum"].index_select(0, rows).add_(gradient.square().mean(1))
         state["sum"].index_copy_(0, rows, sums)
         scale = sums.sqrt_().add_(group["eps"]).reciprocal_().mul_(-group["lr"])

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ctrmodels.archspec import ArchSpec, Cost
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FeatureEncoder, FirstOrder
-from ctrmodels.nn.losses import masked_mean
+from ctrmodels.nn.losses import known_cross_entropy
 
 
 def without_pairs(spec: ArchSpec) -> ArchSpec:
@@ -54,13 +53,15 @@ class CTRModel(nn.Module, ABC):
         dropout: on the features side by side.
         l2: weight of the embeddings' squared norm.
         embedding: takes the place of the spec's embedding.
+        pair_sum: whether the model reads ``Encoded.pair_sum``.
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, dropout: float = 0.0, l2: float = 0.0,
-                 embedding: FieldEmbedding | None = None) -> None:
+                 embedding: FieldEmbedding | None = None, pair_sum: bool = False) -> None:
         super().__init__()
         self.objective, self.column = objective, schema.objective_index(objective)
-        self.encoder = FeatureEncoder(schema, spec, dropout=dropout, l2=l2, embedding=embedding)
+        self.encoder = FeatureEncoder(schema, spec, dropout=dropout, l2=l2, embedding=embedding,
+                                      pair_sum=pair_sum)
 
     @classmethod
     def sized(cls, schema: Schema, spec: ArchSpec, objective: str, sizes: Sizes,
@@ -82,10 +83,7 @@ class CTRModel(nn.Module, ABC):
     def loss(self, batch: Batch) -> Tensor:
         """Mean binary cross-entropy over the rows whose label is known, plus the embedding penalty."""
         encoded = self.encoder(batch)
-        label = batch.labels[:, self.column]
-        losses = F.binary_cross_entropy_with_logits(
-            self.score(encoded).float(), torch.nan_to_num(label), reduction="none")
-        return masked_mean(losses, ~torch.isnan(label)) + encoded.penalty
+        return known_cross_entropy(self.score(encoded).float(), batch.labels[:, self.column]) + encoded.penalty
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """``{objective}@all`` → [B] probabilities."""

@@ -10,7 +10,6 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FirstOrder
-from ctrmodels.nn.interaction import pair_inner_sum
 from ctrmodels.nn.towers import MLP
 from ctrmodels.zoo.base import CTRModel, without_pairs
 
@@ -30,14 +29,13 @@ class DeepFM(CTRModel):
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  dropout: float = 0.0, l2: float = 0.0, embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_pairs(spec), objective, dropout, l2, embedding)
+        super().__init__(schema, without_pairs(spec), objective, dropout, l2, embedding, pair_sum=True)
         self.wide = FirstOrder(schema, 1)
         self.deep = MLP(self.encoder.width, hidden, dropout, width_out=1)
 
     def score(self, encoded: Encoded) -> Tensor:
         """[B] logits."""
-        return (self.wide(encoded).squeeze(1) + pair_inner_sum(encoded.fields)
-                + self.deep(encoded.flat).squeeze(1))
+        return self.wide(encoded).squeeze(1) + encoded.pair_sum + self.deep(encoded.flat).squeeze(1)
 
     def flops(self) -> int:
         """First order and pairs."""

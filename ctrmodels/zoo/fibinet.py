@@ -12,6 +12,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.nn.bilinear import BilinearProducts, BilinearType, Senet
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FirstOrder
+from ctrmodels.nn.flat import flat_width
 from ctrmodels.nn.towers import MLP
 from ctrmodels.zoo.base import CTRModel, without_pairs
 
@@ -41,7 +42,7 @@ class FiBiNET(CTRModel):
         n_fields, dim = self.encoder.n_fields, self.encoder.embedding.dim
         self.wide, self.senet = FirstOrder(schema, 1), Senet(n_fields, reduction)
         self.plain, self.weighted = (BilinearProducts(n_fields, dim, bilinear) for _ in range(2))
-        width = 2 * self.plain.n_pairs * dim + len(schema.numeric_fields)
+        width = flat_width(2 * self.plain.n_pairs, dim, len(schema.numeric_fields))
         self.deep = MLP(width, hidden, dropout, width_out=1)
 
     def score(self, encoded: Encoded) -> Tensor:

@@ -36,8 +36,8 @@ def test_everything_missing_is_said_at_once_with_the_command(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
         unprivileged.require_system()
-    assert stopped.value.code == ("Missing: git, a C compiler, Java 17 or 21. "
-                                  "Type: sudo apt-get install -y git gcc openjdk-17-jre-headless")
+    assert stopped.value.code == ("Missing: git, a C++ compiler, Java 17 or 21. "
+                                  "Type: sudo apt-get install -y git g++ openjdk-17-jre-headless")
 
 
 @pytest.mark.parametrize(("version", "status", "usable"), [
@@ -82,16 +82,25 @@ def test_a_second_call_installs_nothing_and_extras_stay(
         (tmp_path / name).write_text("")
 
     setup.install([])
-    assert [command[2] for command in calls] == ["venv", "pip"]
-    setup.install([])
-    assert len(calls) == 2
-    setup.install(["test"])
-    assert calls[-1][-1] == f"{tmp_path}[test]"
+    assert [command[2] for command in calls] == ["venv", "pip", "ctrmodels.native"]
     setup.install([])
     assert len(calls) == 3
+    setup.install(["test"])
+    assert calls[-2][-1] == f"{tmp_path}[test]"
+    setup.install([])
+    assert len(calls) == 5
     (tmp_path / "constraints.txt").write_text("numpy==2.4.6")
     setup.install([])
-    assert calls[-1][-1] == f"{tmp_path}[test]"
+    assert calls[-2][-1] == f"{tmp_path}[test]"
+
+
+def test_kernels_that_cannot_be_compiled_do_not_stop_the_installation(
+        setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(setup.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(
+        command, int("ctrmodels.native" in command)))
+    monkeypatch.setattr(setup, "VENV", tmp_path)
+    setup.install([])
+    assert (tmp_path / "installed").exists() and "could not be compiled" in capsys.readouterr().out
 
 
 def test_a_failed_installation_is_not_remembered(

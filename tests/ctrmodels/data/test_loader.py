@@ -56,7 +56,8 @@ def test_any_position_can_be_gone_to(mapped: Rows, make, skip: int) -> None:
 def test_windows_that_are_skipped_are_not_read(mapped: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = streamed(mapped)
     read: list[int] = []
-    monkeypatch.setattr(loader, "_load", lambda window, load=loader._load: (read.extend(window), load(window))[1])
+    load = loader._load
+    monkeypatch.setattr(loader, "_load", lambda window, turn: (read.extend(window), load(window, turn))[1])
     list(loader.epoch(0, 14))
     assert len(read) < len(loader.blocks) - 10
 

@@ -204,7 +204,7 @@ def test_cost_counts_every_parameter_once(name: str, rows: Rows) -> None:
     assert cost.bytes == 4 * cost.parameters and cost.flops > 0
 
 
-def test_operations_of_the_dense_part_are_those_torch_counts(rows: Rows) -> None:
+def test_operations_of_the_dense_part_are_those_torch_counts(rows: Rows, torch_alone: None) -> None:
     """Up to the pairs, which torch does not see one by one: its Gram matrix holds every pair twice."""
     from torch.utils.flop_counter import FlopCounterMode
 

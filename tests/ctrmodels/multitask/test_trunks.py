@@ -52,7 +52,7 @@ def test_every_expert_is_an_mlp_of_its_own(flat: torch.Tensor) -> None:
     experts = Experts(3, 10, (8, 6))
     for e in range(3):
         mlp = MLP(10, (8, 6))
-        for linear, weight, bias in zip((mlp[0], mlp[2]), experts.weights, experts.biases, strict=True):
+        for linear, weight, bias in zip((mlp[0], mlp[1]), experts.weights, experts.biases, strict=True):
             linear.weight.data, linear.bias.data = weight.data[e].T, bias.data[e]
         torch.testing.assert_close(experts(flat)[:, e], mlp(flat))
 

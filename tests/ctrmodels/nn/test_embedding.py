@@ -90,7 +90,7 @@ def test_a_mask_of_another_log_is_refused():
 def test_pairs_are_the_inner_products_of_the_specs_fields():
     encoder = FeatureEncoder(SCHEMA, spec(Uniform(DIM)))
     encoded = encoder(BATCH)
-    assert encoded.flat.shape == (2, encoder.width) == (2, 5 * DIM + 1)
+    assert encoded.flat.shape == (2, encoder.width) == (2, -(-(5 * DIM + 1) // 8) * 8)
     for m, interaction in enumerate(spec(Uniform(DIM)).interactions):
         i, j = interaction.fields
         assert torch.allclose(encoded.pairs[:, m], (encoded.fields[:, i] * encoded.fields[:, j]).sum(1))

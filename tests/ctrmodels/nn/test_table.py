@@ -65,7 +65,7 @@ def test_the_gradient_holds_each_touched_row_once_and_no_other() -> None:
     assert table.weight.grad._indices()[0].tolist() == sorted(set(lookup.index.tolist()))
 
 
-def test_look_ups_are_sorted_once_for_all_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_look_ups_are_sorted_once_for_all_tables(monkeypatch: pytest.MonkeyPatch, torch_alone: None) -> None:
     sorts = []
     monkeypatch.setattr(torch, "sort", lambda *a, sort=torch.sort, **k: (sorts.append(1), sort(*a, **k))[1])
     lookup = Layout(SCHEMA)(batch())

@@ -42,6 +42,12 @@ def first_order(model: CTRModel, r: SimpleNamespace) -> Tensor:
             + sum(x * w for x, w in zip(r.numeric, wide.numeric, strict=True)))[0]
 
 
+def flat(parts: list[Tensor]) -> Tensor:
+    """Side by side, and zeros up to a multiple of 8."""
+    x = torch.cat(parts)
+    return nn.functional.pad(x, (0, -len(x) % 8))
+
+
 def mlp(network: nn.Sequential, parts: list[Tensor]) -> Tensor:
     x = torch.cat(parts)
     *inner, last = [m for m in network if isinstance(m, nn.Linear)]
@@ -65,7 +71,7 @@ def fwfm(model, r):
 
 
 def dnn(model, r):
-    return mlp(model.deep, [*embedded(model, r), r.numeric])
+    return mlp(model.deep, [flat([*embedded(model, r), r.numeric])])
 
 
 def deepfm(model, r):
@@ -74,16 +80,16 @@ def deepfm(model, r):
 
 def ipnn(model, r):
     e = embedded(model, r)
-    return mlp(model.deep, [*e, r.numeric, torch.stack([e[i] @ e[j] for i, j in PAIRS])])
+    return mlp(model.deep, [flat([*e, r.numeric]), torch.stack([e[i] @ e[j] for i, j in PAIRS])])
 
 
 def dcnv2(model, r):
-    x = crossed = torch.cat([*embedded(model, r), r.numeric])
+    x = crossed = flat([*embedded(model, r), r.numeric])
     for layer in model.cross.layers:
         crossed = x * (layer.weight @ crossed + layer.bias) + crossed
     hidden = x
     for layer in model.deep:
-        hidden = hidden.clamp(min=0) if isinstance(layer, nn.ReLU) else layer.weight @ hidden + layer.bias
+        hidden = (layer.weight @ hidden + layer.bias).clamp(min=0)
     return (model.out.weight @ torch.cat([crossed, hidden]) + model.out.bias)[0]
 
 
@@ -123,7 +129,7 @@ def fibinet(model, r):
         for m, (i, j) in enumerate(PAIRS):
             owner = {"field_all": 0, "field_each": i, "field_interaction": m}[layer.kind]
             products.append((vectors[i] @ layer.weight[owner]) * vectors[j])
-    return first_order(model, r) + mlp(model.deep, [*products, r.numeric])
+    return first_order(model, r) + mlp(model.deep, [flat([*products, r.numeric])])
 
 
 def din(model, r):
@@ -133,7 +139,7 @@ def din(model, r):
     if unit.softmax and steps:
         scores = torch.softmax(torch.stack(scores), 0)
     e[4] = sum((a * k for a, k in zip(scores, steps, strict=True)), torch.zeros_like(q))
-    return mlp(model.deep, [*e, r.numeric])
+    return mlp(model.deep, [flat([*e, r.numeric])])
 
 
 FORMULAS = {"lr": lr, "fm": fm, "fwfm": fwfm, "dnn": dnn, "deepfm": deepfm, "ipnn": ipnn, "dcnv2": dcnv2,
@@ -166,7 +172,9 @@ def test_logits_and_gradients_are_those_of_the_formula(name: str, settings: dict
     mine, expected = gradients(model, ours), gradients(model, theirs)
     assert set(expected) <= set(mine)
     for key, value in mine.items():
-        assert torch.allclose(value, expected.get(key, torch.zeros(())), rtol=1e-3, atol=1e-3), key
+        wanted = expected.get(key, torch.zeros(()))
+        atol = 1e-4 * float(wanted.abs().max()) + 1e-5  # terms of that size cancel in a saturated softmax
+        assert torch.allclose(value, wanted, rtol=1e-3, atol=atol), key
 
 
 def test_a_bilinear_interaction_of_an_unknown_type_is_refused() -> None:

@@ -96,7 +96,7 @@ def test_an_exported_graph_computes_the_same(name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["dcnv2", "xdeepfm", "autoint", "fibinet", "din"])
-def test_operations_are_those_that_torch_counts_and_a_few_more(name: str) -> None:
+def test_operations_are_those_that_torch_counts_and_a_few_more(name: str, torch_alone: None) -> None:
     """The counter sees matrix products only, and on a CPU not those inside an attention."""
     model, batch = build(name).eval(), draw(16)
     batch.sequences = {name: torch.zeros_like(steps) for name, steps in batch.sequences.items()}  # no padding

@@ -1,0 +1,504 @@
+// The steps of a training that no operation of torch does in one pass over memory. All run on a CPU, in float32
+// unless said otherwise, and give the same bits whatever the number of threads: a sum is never split between threads.
+//
+// Notation: n look-ups, U distinct rows among them, V rows of a table, D width, B rows of a batch, F fields.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using at::BFloat16;
+using at::Tensor;
+
+// Look-ups, and rows to be changed, that are fetched ahead: a row has to arrive from memory before its turn comes.
+constexpr int64_t kAhead = 64, kAheadRows = 24;
+// Values that a thread should have at least, below which starting it costs more than it saves.
+constexpr int64_t kGrain = 16384;
+
+int64_t grain(int64_t width) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)); }
+
+void check(const Tensor& t, at::ScalarType type, int64_t dim, const char* name) {
+  TORCH_CHECK(t.device().is_cpu() && t.is_contiguous() && t.scalar_type() == type && t.dim() == dim, name,
+              " has to be a contiguous CPU tensor of type ", type, " with ", dim, " dimensions, not ", t.scalar_type(),
+              t.sizes());
+}
+
+template <typename Index>
+int64_t row_at(const Index* rows, int64_t k, int64_t height) {
+  TORCH_CHECK_INDEX(rows[k] >= 0 && rows[k] < height, "row ", rows[k], " of a table of ", height);
+  return rows[k];
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Look-ups
+
+// index int32 [n], none negative -> rows int64 [U], rising; order int32 [n], the look-ups with those of one row side
+// by side, in their order; begins int32 [U], where each row's begin. A stable radix sort of the row numbers, for
+// which every thread counts and then places the entries of its own part.
+std::tuple<Tensor, Tensor, Tensor> group(const Tensor& index) {
+  check(index, at::kInt, 1, "index");
+  constexpr int kBits = 10, kBuckets = 1 << kBits;
+  using Counts = std::array<int32_t, kBuckets>;
+  const int64_t n = index.numel();
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), n / kGrain));
+  const auto part = [&](int64_t p) { return n * p / parts; };
+  const int32_t* keys = index.const_data_ptr<int32_t>();
+  std::unique_ptr<uint64_t[]> front(new uint64_t[n]), back(new uint64_t[n]);  // not filled, unlike a vector
+  std::vector<uint32_t> largest(parts);
+  const auto each_part = [&](const auto& work) {
+    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) work(p, part(p), part(p + 1));
+    });
+  };
+  each_part([&](int64_t p, int64_t begin, int64_t end) {
+    uint32_t most = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t key = static_cast<uint32_t>(keys[i]);
+      most = std::max(most, key);
+      front[i] = static_cast<uint64_t>(key) << 32 | static_cast<uint64_t>(i);
+    }
+    largest[p] = most;
+  });
+  const uint32_t most = *std::max_element(largest.begin(), largest.end());
+  TORCH_CHECK(most <= INT32_MAX, "index has a negative row number");
+  std::vector<Counts> places(parts);
+  for (int shift = 0; shift < 31 && (most >> shift) != 0; shift += kBits) {
+    const auto bucket = [shift](uint64_t entry) { return (entry >> (32 + shift)) & (kBuckets - 1); };
+    each_part([&](int64_t p, int64_t begin, int64_t end) {
+      places[p].fill(0);
+      for (int64_t i = begin; i < end; ++i) ++places[p][bucket(front[i])];
+    });
+    int32_t next = 0;
+    for (int k = 0; k < kBuckets; ++k)
+      for (Counts& counts : places) next += std::exchange(counts[k], next);
+    each_part([&](int64_t p, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) back[places[p][bucket(front[i])]++] = front[i];
+    });
+    front.swap(back);
+  }
+  const auto opens = [&](int64_t i) { return i == 0 || front[i] >> 32 != front[i - 1] >> 32; };
+  std::vector<int64_t> first(parts + 1);
+  each_part([&](int64_t p, int64_t begin, int64_t end) {
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) count += opens(i);
+    first[p + 1] = count;
+  });
+  std::partial_sum(first.begin(), first.end(), first.begin());
+  Tensor order = at::empty({n}, index.options()), begins = at::empty({first[parts]}, index.options());
+  Tensor rows = at::empty({first[parts]}, index.options().dtype(at::kLong));
+  int32_t *out = order.mutable_data_ptr<int32_t>(), *starts = begins.mutable_data_ptr<int32_t>();
+  int64_t* row = rows.mutable_data_ptr<int64_t>();
+  each_part([&](int64_t p, int64_t begin, int64_t end) {
+    int64_t k = first[p];
+    for (int64_t i = begin; i < end; ++i) {
+      out[i] = static_cast<int32_t>(front[i]);
+      if (opens(i)) {
+        row[k] = static_cast<int64_t>(front[i] >> 32);
+        starts[k++] = static_cast<int32_t>(i);
+      }
+    }
+  });
+  return {rows, order, begins};
+}
+
+// Whether rows int64 [U] rise, which makes them distinct.
+bool rising(const Tensor& rows) {
+  check(rows, at::kLong, 1, "rows");
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  bool rises = true;
+  for (int64_t k = 1; k < rows.numel(); ++k) rises &= row[k - 1] < row[k];
+  return rises;
+}
+
+// table [V, D], index int32 [n] -> [n, D].
+Tensor gather(const Tensor& table, const Tensor& index) {
+  check(table, at::kFloat, 2, "table");
+  check(index, at::kInt, 1, "index");
+  const int64_t n = index.numel(), width = table.size(1), height = table.size(0);
+  const int32_t* rows = index.const_data_ptr<int32_t>();
+  const float* from = table.const_data_ptr<float>();
+  Tensor result = at::empty({n, width}, table.options());
+  float* to = result.mutable_data_ptr<float>();
+  at::parallel_for(0, n, grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) __builtin_prefetch(from + static_cast<int64_t>(rows[i + kAhead]) * width);
+      std::memcpy(to + i * width, from + row_at(rows, i, height) * width, width * sizeof(float));
+    }
+  });
+  return result;
+}
+
+// The sum of a row's fields: table [V, K], index int32 [B * F], field after field -> [B, K].
+Tensor field_sums(const Tensor& table, const Tensor& index, int64_t fields) {
+  check(table, at::kFloat, 2, "table");
+  check(index, at::kInt, 1, "index");
+  TORCH_CHECK(fields > 0 && index.numel() % fields == 0, index.numel(), " look-ups are not rows of ", fields);
+  const int64_t b = index.numel() / fields, width = table.size(1), height = table.size(0);
+  const int32_t* rows = index.const_data_ptr<int32_t>();
+  const float* from = table.const_data_ptr<float>();
+  Tensor result = at::empty({b, width}, table.options());
+  float* to = result.mutable_data_ptr<float>();
+  at::parallel_for(0, b, grain(fields * width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float* sum = to + i * width;
+      std::fill(sum, sum + width, 0.0f);
+      for (int64_t k = i * fields; k < (i + 1) * fields; ++k) {
+        if (k + kAhead < end * fields) __builtin_prefetch(from + static_cast<int64_t>(rows[k + kAhead]) * width);
+        const int64_t r = row_at(rows, k, height);
+        for (int64_t j = 0; j < width; ++j) sum[j] += from[r * width + j];
+      }
+    }
+  });
+  return result;
+}
+
+// Its gradient by rows: gradient [B, K], and order [n] and begins [U] of group() -> [U, K].
+Tensor field_sums_backward(const Tensor& gradient, const Tensor& order, const Tensor& begins, int64_t fields) {
+  check(gradient, at::kFloat, 2, "gradient");
+  check(order, at::kInt, 1, "order");
+  check(begins, at::kInt, 1, "begins");
+  const int64_t n = order.numel(), u = begins.numel(), width = gradient.size(1);
+  TORCH_CHECK(gradient.size(0) * fields == n, n, " look-ups of ", fields, " fields in ", gradient.size(0), " rows");
+  const float* from = gradient.const_data_ptr<float>();
+  const int32_t *look_ups = order.const_data_ptr<int32_t>(), *starts = begins.const_data_ptr<int32_t>();
+  Tensor result = at::empty({u, width}, gradient.options());
+  float* to = result.mutable_data_ptr<float>();
+  // Threads share the look-ups, not the rows: a few rows have most of them.
+  at::parallel_for(0, n, grain(width), [&](int64_t begin, int64_t end) {
+    const auto row_from = [&](int64_t i) { return std::lower_bound(starts, starts + u, i) - starts; };
+    for (int64_t k = row_from(begin), last = row_from(end); k < last; ++k) {
+      float* sum = to + k * width;
+      std::fill(sum, sum + width, 0.0f);
+      for (int64_t i = starts[k], stop = k + 1 < u ? starts[k + 1] : n; i < stop; ++i) {
+        const float* g = from + look_ups[i] / static_cast<int32_t>(fields) * width;
+        for (int64_t j = 0; j < width; ++j) sum[j] += g[j];
+      }
+    }
+  });
+  return result;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Optimisers of touched rows
+
+void check_rows(const Tensor& table, const Tensor& rows, const Tensor& gradient) {
+  check(table, at::kFloat, 2, "table");
+  check(rows, at::kLong, 1, "rows");
+  check(gradient, at::kFloat, 2, "gradient");
+  TORCH_CHECK(gradient.size(0) == rows.numel() && gradient.size(1) == table.size(1), "gradient of ", gradient.sizes(),
+              " for ", rows.numel(), " rows of ", table.sizes());
+}
+
+// One accumulator per row: sums[r] += mean(g^2); table[r] -= rate * g / (sqrt(sums[r]) + eps). rows are distinct.
+void rowwise_adagrad(const Tensor& table, const Tensor& sums, const Tensor& rows, const Tensor& gradient, double rate,
+                     double eps) {
+  check_rows(table, rows, gradient);
+  check(sums, at::kFloat, 1, "sums");
+  const int64_t width = table.size(1), height = table.size(0), u = rows.numel();
+  float *values = table.mutable_data_ptr<float>(), *sum = sums.mutable_data_ptr<float>();
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const float* from = gradient.const_data_ptr<float>();
+  at::parallel_for(0, u, grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) __builtin_prefetch(values + row[k + kAheadRows] * width, 1);
+      const int64_t r = row_at(row, k, height);
+      const float* g = from + k * width;
+      float* value = values + r * width;
+      float square = 0.0f;
+      for (int64_t j = 0; j < width; ++j) square += g[j] * g[j];
+      sum[r] += square / static_cast<float>(width);
+      const float scale = static_cast<float>(rate) / (std::sqrt(sum[r]) + static_cast<float>(eps));
+      for (int64_t j = 0; j < width; ++j) value[j] -= scale * g[j];
+    }
+  });
+}
+
+// Adam on the touched rows; step counts from 1. rows are distinct.
+void lazy_adam(const Tensor& table, const Tensor& first, const Tensor& second, const Tensor& rows,
+               const Tensor& gradient, double rate, double beta1, double beta2, double eps, int64_t step) {
+  check_rows(table, rows, gradient);
+  check(first, at::kFloat, 2, "first");
+  check(second, at::kFloat, 2, "second");
+  TORCH_CHECK(first.sizes() == table.sizes() && second.sizes() == table.sizes(), "moments of another shape");
+  const int64_t width = table.size(1), height = table.size(0), u = rows.numel();
+  float *values = table.mutable_data_ptr<float>(), *means = first.mutable_data_ptr<float>(),
+        *squares = second.mutable_data_ptr<float>();
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const float* from = gradient.const_data_ptr<float>();
+  const double correction = std::sqrt(1 - std::pow(beta2, static_cast<double>(step)));
+  const float size = static_cast<float>(rate / (1 - std::pow(beta1, static_cast<double>(step))));
+  const float unbias = static_cast<float>(1 / correction), tiny = static_cast<float>(eps);
+  const float keep1 = static_cast<float>(beta1), keep2 = static_cast<float>(beta2);
+  const float take1 = static_cast<float>(1 - beta1), take2 = static_cast<float>(1 - beta2);
+  at::parallel_for(0, u, grain(3 * width), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) {
+        const int64_t ahead = row[k + kAheadRows] * width;
+        __builtin_prefetch(values + ahead, 1);
+        __builtin_prefetch(means + ahead, 1);
+        __builtin_prefetch(squares + ahead, 1);
+      }
+      const int64_t r = row_at(row, k, height) * width;
+      const float* g = from + k * width;
+      float *value = values + r, *mean = means + r, *square = squares + r;
+      for (int64_t j = 0; j < width; ++j) {
+        mean[j] = keep1 * mean[j] + take1 * g[j];
+        square[j] = keep2 * square[j] + take2 * g[j] * g[j];
+        value[j] -= size * mean[j] / (std::sqrt(square[j]) * unbias + tiny);
+      }
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Layers
+
+template <typename T>
+void lay_out(const Tensor& fields, const Tensor& numeric, bool pairs, const Tensor& flat, const Tensor& pair_sum,
+             const Tensor& total) {
+  const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2), n = numeric.size(1), w = flat.size(1);
+  const float *values = fields.const_data_ptr<float>(), *numbers = numeric.const_data_ptr<float>();
+  T* out = flat.mutable_data_ptr<T>();
+  float* sums = pairs ? total.mutable_data_ptr<float>() : nullptr;
+  float* products = pairs ? pair_sum.mutable_data_ptr<float>() : nullptr;
+  at::parallel_for(0, b, grain(w), [&](int64_t begin, int64_t end) {
+    std::vector<float> squares(d);
+    for (int64_t i = begin; i < end; ++i) {
+      const float* x = values + i * f * d;
+      T* to = out + i * w;
+      for (int64_t j = 0; j < f * d; ++j) to[j] = static_cast<T>(x[j]);
+      for (int64_t j = 0; j < n; ++j) to[f * d + j] = static_cast<T>(numbers[i * n + j]);
+      std::fill(to + f * d + n, to + w, T(0));
+      if (!pairs) continue;
+      float *sum = sums + i * d, *square = squares.data();
+      std::fill(sum, sum + d, 0.0f);
+      std::fill(square, square + d, 0.0f);
+      for (int64_t k = 0; k < f; ++k, x += d)
+        for (int64_t j = 0; j < d; ++j) {
+          sum[j] += x[j];
+          square[j] += x[j] * x[j];
+        }
+      float twice = 0.0f;
+      for (int64_t j = 0; j < d; ++j) twice += sum[j] * sum[j] - square[j];
+      products[i] = 0.5f * twice;
+    }
+  });
+}
+
+// fields [B, F, D] and numeric [B, N] -> flat [B, W], W >= F * D + N, filled up with zeros, in bfloat16 if asked; and if
+// pairs are asked for, the sum of all pairs' inner products [B] and the fields' sum [B, D], else two empty tensors.
+std::tuple<Tensor, Tensor, Tensor> flatten(const Tensor& fields, const Tensor& numeric, int64_t width, bool pairs,
+                                           bool bf16) {
+  check(fields, at::kFloat, 3, "fields");
+  check(numeric, at::kFloat, 2, "numeric");
+  const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2);
+  TORCH_CHECK(numeric.size(0) == b && width >= f * d + numeric.size(1), "shapes do not fit");
+  Tensor flat = at::empty({b, width}, fields.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
+  Tensor pair_sum = at::empty({pairs ? b : 0}, fields.options()), total = at::empty({pairs ? b : 0, d}, fields.options());
+  if (bf16)
+    lay_out<BFloat16>(fields, numeric, pairs, flat, pair_sum, total);
+  else
+    lay_out<float>(fields, numeric, pairs, flat, pair_sum, total);
+  return {flat, pair_sum, total};
+}
+
+template <typename T>
+void gather_back(const Tensor& flat_gradient, const Tensor& pair_gradient, const Tensor& fields, const Tensor& total,
+                 const Tensor& result) {
+  const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2), w = flat_gradient.size(1);
+  const T* from = flat_gradient.const_data_ptr<T>();
+  const float* x = fields.const_data_ptr<float>();
+  const float* g = pair_gradient.numel() ? pair_gradient.const_data_ptr<float>() : nullptr;
+  const float* sums = g ? total.const_data_ptr<float>() : nullptr;
+  float* out = result.mutable_data_ptr<float>();
+  at::parallel_for(0, b, grain(w), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t k = 0; k < f * d; k += d) {
+        const T* flat = from + i * w + k;
+        const float* field = x + i * f * d + k;
+        float* to = out + i * f * d + k;
+        if (g)
+          for (int64_t j = 0; j < d; ++j) to[j] = static_cast<float>(flat[j]) + g[i] * (sums[i * d + j] - field[j]);
+        else
+          for (int64_t j = 0; j < d; ++j) to[j] = static_cast<float>(flat[j]);
+      }
+  });
+}
+
+// Gradient of the fields: what flat's says, in either type, and g[b] * (total[b] - fields[b, f]) of the pairs, if their
+// gradient is not empty.
+Tensor flatten_backward(const Tensor& flat_gradient, const Tensor& pair_gradient, const Tensor& fields,
+                        const Tensor& total) {
+  check(flat_gradient, flat_gradient.scalar_type(), 2, "the gradient of flat");
+  check(fields, at::kFloat, 3, "fields");
+  check(pair_gradient, at::kFloat, 1, "the gradient of the pairs");
+  check(total, at::kFloat, 2, "total");
+  const int64_t b = fields.size(0);
+  TORCH_CHECK(flat_gradient.size(0) == b && flat_gradient.size(1) >= fields.size(1) * fields.size(2) &&
+                  (pair_gradient.numel() == 0 || (pair_gradient.numel() == b && total.size(0) == b)),
+              "shapes do not fit");
+  Tensor result = at::empty(fields.sizes(), fields.options());
+  if (flat_gradient.scalar_type() == at::kBFloat16)
+    gather_back<BFloat16>(flat_gradient, pair_gradient, fields, total, result);
+  else
+    gather_back<float>(flat_gradient, pair_gradient, fields, total, result);
+  return result;
+}
+
+float widened(float value) { return value; }
+float widened(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+
+// sums[w] = the sum over b rows of what add(row, sum) adds. The parts that are added up are as many on any machine.
+template <typename Add>
+void sum_over_parts(int64_t b, int64_t w, float* sums, const Add& add) {
+  const int64_t parts = std::clamp<int64_t>(b * w / (4 * kGrain), 1, 16);
+  std::vector<float> partial(parts * w);
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      for (int64_t i = b * p / parts; i < b * (p + 1) / parts; ++i) add(i, partial.data() + p * w);
+  });
+  std::fill(sums, sums + w, 0.0f);
+  for (int64_t p = 0; p < parts; ++p)
+    for (int64_t j = 0; j < w; ++j) sums[j] += partial[p * w + j];
+}
+
+// T holds the bits: whether a number is positive, and where it is copied, needs no arithmetic.
+template <typename T>
+void rectify(const T* gradient, const T* output, T* result, float* sums, int64_t b, int64_t w) {
+  sum_over_parts(b, w, sums, [&](int64_t i, float* sum) {
+    const T *g = gradient + i * w, *y = output + i * w;
+    T* out = result + i * w;
+    for (int64_t j = 0; j < w; ++j) {
+      const T value = widened(y[j]) > 0.0f ? g[j] : T(0);
+      out[j] = value;
+      sum[j] += widened(value);
+    }
+  });
+}
+
+template <typename T>
+void dot_rows(const T* x, const float* weight, float bias, float* result, int64_t b, int64_t w) {
+  constexpr int64_t kLanes = 16;  // sums side by side, which a compiler may not make of one sum by itself
+  at::parallel_for(0, b, grain(w), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::array<float, kLanes> sums{};
+      const T* row = x + i * w;
+      int64_t j = 0;
+      for (; j + kLanes <= w; j += kLanes)
+        for (int64_t k = 0; k < kLanes; ++k) sums[k] += widened(row[j + k]) * weight[j + k];
+      for (; j < w; ++j) sums[0] += widened(row[j]) * weight[j];
+      result[i] = std::accumulate(sums.begin(), sums.end(), bias);
+    }
+  });
+}
+
+float narrowed(float value, float) { return value; }
+uint16_t narrowed(float value, uint16_t) { return c10::detail::round_to_nearest_even(value); }
+
+template <typename T>
+void spread_rows(const float* gradient, const T* x, const float* weight, T* result, float* sums, int64_t b, int64_t w) {
+  sum_over_parts(b, w, sums, [&](int64_t i, float* sum) {
+    for (int64_t j = 0; j < w; ++j) {
+      result[i * w + j] = narrowed(gradient[i] * weight[j], T());
+      sum[j] += gradient[i] * widened(x[i * w + j]);
+    }
+  });
+}
+
+const uint16_t* bits(const Tensor& t) { return static_cast<const uint16_t*>(t.const_data_ptr()); }
+uint16_t* writable_bits(const Tensor& t) { return static_cast<uint16_t*>(t.data_ptr()); }
+
+// A linear map to one number, in float32 whatever the type of x: x [B, W], weight [W], bias [1] -> [B].
+Tensor dot(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  check(x, x.scalar_type(), 2, "x");
+  check(weight, at::kFloat, 1, "weight");
+  check(bias, at::kFloat, 1, "bias");
+  TORCH_CHECK(weight.numel() == x.size(1) && bias.numel() == 1, "shapes do not fit");
+  Tensor result = at::empty({x.size(0)}, weight.options());
+  const float *w = weight.const_data_ptr<float>(), b = *bias.const_data_ptr<float>();
+  if (x.scalar_type() == at::kBFloat16)
+    dot_rows(bits(x), w, b, result.mutable_data_ptr<float>(), x.size(0), x.size(1));
+  else
+    dot_rows(x.const_data_ptr<float>(), w, b, result.mutable_data_ptr<float>(), x.size(0), x.size(1));
+  return result;
+}
+
+// Its gradients: of x, in x's type, and of weight.
+std::tuple<Tensor, Tensor> dot_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
+  check(gradient, at::kFloat, 1, "gradient");
+  check(x, x.scalar_type(), 2, "x");
+  check(weight, at::kFloat, 1, "weight");
+  TORCH_CHECK(gradient.numel() == x.size(0) && weight.numel() == x.size(1), "shapes do not fit");
+  Tensor result = at::empty(x.sizes(), x.options()), sums = at::empty(weight.sizes(), weight.options());
+  const float *g = gradient.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
+  float* sum = sums.mutable_data_ptr<float>();
+  if (x.scalar_type() == at::kBFloat16)
+    spread_rows(g, bits(x), w, writable_bits(result), sum, x.size(0), x.size(1));
+  else
+    spread_rows(g, x.const_data_ptr<float>(), w, result.mutable_data_ptr<float>(), sum, x.size(0), x.size(1));
+  return {result, sums};
+}
+
+// Backward of y = relu(z): the gradient of z, [B, W] as y, and its sum over the rows, float32 [W].
+std::tuple<Tensor, Tensor> relu_backward(const Tensor& gradient, const Tensor& output) {
+  check(output, output.scalar_type(), 2, "output");
+  check(gradient, output.scalar_type(), 2, "gradient");
+  TORCH_CHECK(gradient.sizes() == output.sizes(), "shapes differ");
+  Tensor result = at::empty(output.sizes(), output.options()), sums = at::empty({output.size(1)}, output.options().dtype(at::kFloat));
+  const int64_t b = output.size(0), w = output.size(1);
+  float* sum = sums.mutable_data_ptr<float>();
+  if (output.scalar_type() == at::kBFloat16) {
+    rectify(bits(gradient), bits(output), writable_bits(result), sum, b, w);
+  } else {
+    rectify(gradient.const_data_ptr<float>(), output.const_data_ptr<float>(), result.mutable_data_ptr<float>(), sum,
+            b, w);
+  }
+  return {result, sums};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(ctrmodels, m) {
+  m.def("group(Tensor index) -> (Tensor rows, Tensor order, Tensor begins)");
+  m.def("rising(Tensor rows) -> bool");
+  m.def("gather(Tensor table, Tensor index) -> Tensor");
+  m.def("field_sums(Tensor table, Tensor index, int fields) -> Tensor");
+  m.def("field_sums_backward(Tensor gradient, Tensor order, Tensor begins, int fields) -> Tensor");
+  m.def("rowwise_adagrad(Tensor(a!) table, Tensor(b!) sums, Tensor rows, Tensor gradient, float rate, float eps) -> ()");
+  m.def(
+      "lazy_adam(Tensor(a!) table, Tensor(b!) first, Tensor(c!) second, Tensor rows, Tensor gradient, float rate, "
+      "float beta1, float beta2, float eps, int step) -> ()");
+  m.def("flatten(Tensor fields, Tensor numeric, int width, bool pairs, bool bf16) -> (Tensor flat, Tensor pair_sum, Tensor total)");
+  m.def("flatten_backward(Tensor flat_gradient, Tensor pair_gradient, Tensor fields, Tensor total) -> Tensor");
+  m.def("dot(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+  m.def("dot_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums)");
+  m.def("relu_backward(Tensor gradient, Tensor output) -> (Tensor result, Tensor sums)");
+}
+
+TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
+  m.impl("group", group);
+  m.impl("rising", rising);
+  m.impl("gather", gather);
+  m.impl("field_sums", field_sums);
+  m.impl("field_sums_backward", field_sums_backward);
+  m.impl("rowwise_adagrad", rowwise_adagrad);
+  m.impl("lazy_adam", lazy_adam);
+  m.impl("flatten", flatten);
+  m.impl("flatten_backward", flatten_backward);
+  m.impl("dot", dot);
+  m.impl("dot_backward", dot_backward);
+  m.impl("relu_backward", relu_backward);
+}

@@ -1,0 +1,274 @@
+"""The compiled kernels compute what torch's operations compute, in both directions, whatever the threads."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctrmodels import native
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data.planted import planted_pairs
+from ctrmodels.nn.flat import flat_width, flatten
+from ctrmodels.nn.table import Lookup, Table
+from ctrmodels.nn.towers import MLP, LinearReLU, Logits
+from ctrmodels.training import TrainConfig, fit, seed_everything
+from ctrmodels.training.optimisers import LazyAdam, RowwiseAdagrad
+from ctrmodels.zoo import DeepFM
+
+VALUES, WIDTH, BATCH, FIELDS = 3000, 16, 700, 5
+
+
+@pytest.fixture
+def operations():  # type: ignore[no-untyped-def]
+    found = native.kernels()
+    assert found is not None, "this machine has no C++ compiler: the kernels cannot be tested"
+    return found
+
+
+@contextmanager
+def torch_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_load", lambda: None)
+        yield
+
+
+def both(monkeypatch: pytest.MonkeyPatch, compute: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """What ``compute`` gives with the kernels and without."""
+    compiled = compute()
+    with torch_alone(monkeypatch):
+        return compiled, compute()
+
+
+def close(pairs: tuple[list[Tensor], list[Tensor]], tolerance: float = 1e-5) -> None:
+    for ours, theirs in zip(*pairs, strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        largest = float(theirs.abs().max()) if theirs.numel() else 0.0
+        assert torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance * largest)
+
+
+def zipf(rows: int, high: int, seed: int = 0) -> Tensor:
+    """Row numbers of which a few have most, as in a log."""
+    drawn = np.random.default_rng(seed).zipf(1.3, rows) % high
+    return torch.from_numpy(drawn.astype(np.int32))
+
+
+@pytest.mark.parametrize("high", [1, 7, 1 << 10, (1 << 10) + 1, 1 << 20, (1 << 31) - 1])
+@pytest.mark.parametrize("rows", [1, 2, 70_000])
+def test_look_ups_are_grouped_by_row_in_their_order(operations, monkeypatch, rows: int, high: int) -> None:
+    index = torch.randint(0, high, (rows,), generator=torch.Generator().manual_seed(1)).int()
+    index[-1] = high - 1
+
+    def grouped() -> list[Tensor]:
+        found = Lookup(index, None, (rows, 1)).segments
+        return [found.rows, found.order, found.begins]
+
+    for ours, theirs in zip(*both(monkeypatch, grouped), strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def test_a_batch_without_look_ups_has_no_rows(operations) -> None:
+    assert [len(t) for t in operations.group(torch.zeros(0, dtype=torch.int32))] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("width", [1, 3, WIDTH])
+def test_tables_give_values_and_gradients_of_torch(operations, monkeypatch, width: int) -> None:
+    lookup_of = zipf(BATCH * FIELDS, VALUES)
+
+    def looked_up() -> list[Tensor]:
+        torch.manual_seed(0)
+        table = Table(VALUES, width, sd=1.0)
+        lookup = Lookup(lookup_of, None, (BATCH, FIELDS))
+        fields, sums = table(lookup), table.sums(lookup)
+        (fields * torch.randn_like(fields)).sum().backward(retain_graph=True)
+        (sums * torch.randn_like(sums)).sum().backward()
+        assert table.weight.grad is not None
+        return [fields.detach(), sums.detach(), table.weight.grad.to_dense()]
+
+    close(both(monkeypatch, looked_up))
+
+
+def test_a_row_that_is_not_there_is_refused(operations) -> None:
+    table, index = torch.zeros(5, 2), torch.tensor([0, 5], dtype=torch.int32)
+    for call in (lambda: operations.gather(table, index), lambda: operations.field_sums(table, index, 1),
+                 lambda: operations.rowwise_adagrad(table, torch.zeros(5), index.long(), torch.ones(2, 2), 0.1, 1e-8)):
+        with pytest.raises(IndexError, match="row 5 of a table of 5"):
+            call()
+    with pytest.raises(RuntimeError, match="negative"):
+        operations.group(torch.tensor([3, -1], dtype=torch.int32))
+
+
+def test_a_tensor_of_another_type_is_refused(operations) -> None:
+    with pytest.raises(RuntimeError, match=r"table has to be .*Float"):
+        operations.gather(torch.zeros(5, 2).double(), torch.zeros(2, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("make", [LazyAdam, RowwiseAdagrad])
+@pytest.mark.parametrize("width", [1, WIDTH])
+def test_optimisers_take_the_steps_of_torch(operations, monkeypatch, make, width: int) -> None:
+    def trained() -> list[Tensor]:
+        torch.manual_seed(0)
+        table = Table(VALUES, width, sd=1.0)
+        optimiser = make([table.weight], lr=0.03)
+        for step in range(5):
+            optimiser.zero_grad()
+            found = table(Lookup(zipf(BATCH * FIELDS, VALUES, step), None, (BATCH, FIELDS)))
+            (found * torch.randn_like(found)).sum().backward()
+            optimiser.step()
+        return [table.weight.detach(), *(v for v in optimiser.state[table.weight].values())]
+
+    close(both(monkeypatch, trained))
+
+
+def test_rows_that_do_not_rise_are_seen(operations) -> None:
+    assert operations.rising(torch.tensor([1, 4, 9])) and operations.rising(torch.zeros(0, dtype=torch.int64))
+    assert not operations.rising(torch.tensor([1, 4, 4])) and not operations.rising(torch.tensor([2, 1]))
+
+
+@pytest.mark.parametrize("numbers", [0, 3, 8])
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_flat_features_are_those_of_torch(operations, monkeypatch, numbers: int, pairs: bool, precision) -> None:
+    def laid_out() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        fields = torch.randn(BATCH, FIELDS, 7, generator=generator, requires_grad=True)
+        numeric = torch.randn(BATCH, numbers, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            flat, sums = flatten(fields, numeric, pairs)
+        assert flat.shape == (BATCH, flat_width(FIELDS, 7, numbers)) and flat.dtype == precision
+        pull = torch.randn(flat.shape, generator=generator).to(precision)
+        ((flat * pull).sum() + (sums * torch.randn(sums.shape, generator=generator)).sum()).backward()
+        return [flat.detach(), sums.detach(), fields.grad]
+
+    close(both(monkeypatch, laid_out))
+
+
+def test_the_columns_added_to_flat_are_zero() -> None:
+    flat, _ = flatten(torch.ones(3, 2, 5), torch.ones(3, 1))
+    assert flat.shape == (3, 16) and flat[:, :11].eq(1).all() and flat[:, 11:].eq(0).all()
+
+
+def test_pairs_alone_have_a_gradient(operations, monkeypatch) -> None:
+    def pairs_alone() -> list[Tensor]:
+        fields = torch.randn(9, 4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        flatten(fields, torch.zeros(9, 0), pairs=True)[1].sum().backward()
+        return [fields.grad]
+
+    close(both(monkeypatch, pairs_alone))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [3, BATCH, 5000])
+def test_layers_are_those_of_torch(operations, monkeypatch, precision, rows: int) -> None:
+    def passed() -> list[Tensor]:
+        torch.manual_seed(0)
+        net = MLP(37, (50, 33), width_out=1)
+        assert [type(m) for m in net] == [LinearReLU, LinearReLU, Logits]
+        x = torch.randn(rows, 37, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            out = net(x)
+        assert out.dtype == torch.float32
+        out.square().sum().backward()
+        return [out.detach(), x.grad, *(p.grad for p in net.parameters())]
+
+    close(both(monkeypatch, passed), 1e-4 if precision == torch.float32 else 0.03)
+
+
+def test_a_layer_without_gradient_is_the_same_layer(operations) -> None:
+    layer, x = LinearReLU(20, 10), torch.randn(30, 20)
+    with torch.no_grad():
+        without = layer(x)
+    assert torch.allclose(layer(x), without, atol=1e-6) and (without == 0).any()
+
+
+def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
+    """Also with more threads than this machine has: how work is split never decides how numbers are added up."""
+    data = planted_pairs(0, rows=6000)
+    batch = data.roles["train"].take(slice(0, 4096))
+
+    def gradients(threads: int) -> list[Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            table, lookup = torch.arange(4096 * 16.0).view(-1, 16).sin(), batch.ids.flatten() % 4096
+            gradient = table.cos().repeat(len(lookup) // 4096 + 1, 1)[:len(lookup)].contiguous()
+            rows, order, begins = operations.group(lookup)
+            hidden = gradient[:4096].bfloat16()
+            return [rows, order, begins, operations.gather(table, lookup),
+                    operations.field_sums_backward(gradient[:4096].contiguous(), order, begins, batch.ids.shape[1]),
+                    *operations.relu_backward(hidden, hidden.flip(0).contiguous()),
+                    *operations.dot_backward(table[:, 0].contiguous(), gradient[:4096].contiguous(), table[1].clone())]
+        finally:
+            torch.set_num_threads(before)
+
+    for one, four in zip(gradients(1), gradients(4), strict=True):
+        assert torch.equal(one, four)
+
+
+def test_a_training_without_kernels_ends_at_the_same_metric(operations, monkeypatch, caplog) -> None:
+    data = planted_pairs(0, rows=6000)
+
+    def trained() -> float:
+        seed_everything(0)
+        model = DeepFM(data.schema, ArchSpec.dense(data.schema, 8), "click", (16,))
+        result = fit(model, data.roles["train"], data.roles["valid"], TrainConfig(epochs=2, batch_size=256),
+                     lambda scores, _: float(next(iter(scores.values())).mean()))
+        return result.history[-1]["loss"]
+
+    ours = trained()
+    with torch_alone(monkeypatch):
+        assert trained() == pytest.approx(ours, abs=1e-4)
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch, tmp_path: Path, caplog) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with caplog.at_level(logging.WARNING):
+        assert native._load.__wrapped__() is None
+    assert "training without compiled kernels" in caplog.text and "install g++" in caplog.text
+
+
+def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path: Path, caplog) -> None:
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'no space left' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert native._load.__wrapped__() is None
+    assert "no space left" in caplog.text
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_the_library_is_compiled_once_and_again_for_another_compiler(operations, monkeypatch, tmp_path: Path) -> None:
+    first = native.build()
+    monkeypatch.setattr(subprocess, "run", _only_versions(subprocess.run))
+    assert native.build() == first
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-DOTHER"))
+    with pytest.raises(AssertionError, match="compiles"):
+        native.build()
+
+
+def _only_versions(run):  # type: ignore[no-untyped-def]
+    def checked(command, **options):  # type: ignore[no-untyped-def]
+        assert command[1:] == ["--version"], "compiles"
+        return run(command, **options)
+    return checked
+
+
+def test_other_devices_and_exports_use_torch() -> None:
+    assert native.kernels(torch.zeros(1, device="meta")) is None
+    seen = []
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(native.kernels(x))
+            return x + 1
+
+    torch.export.export(Model(), (torch.zeros(3),))
+    assert seen and all(found is None for found in seen)
