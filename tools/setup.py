@@ -87,7 +87,7 @@ def install(extras: list[str]) -> None:
     if subprocess.run(command, check=False).returncode:
         sys.exit("pip could not install the project: it needs a package index (see the lines above)")
     if subprocess.run([str(python), "-m", "ctrmodels.native"], stdout=subprocess.DEVNULL, check=False).returncode:
-        print("The training engine's kernels could not be compiled (see the lines above): it will be slower", flush=True)
+        print("The kernels of training could not be compiled (see the lines above): it will be slower", flush=True)
     stamp.write_text(state(extras))
 
 

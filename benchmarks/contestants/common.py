@@ -17,7 +17,6 @@ import numpy as np
 from sklearn.metrics import log_loss, roc_auc_score
 
 WIDTH = 16
-LEARNING_RATE = float(os.environ.get("LR","1e-3"))
 LATENCY_BATCHES = (1, 100, 4096)
 
 
@@ -32,6 +31,8 @@ class Task:
         batch: rows per step.
         rows: training rows used.
         threads: of torch.
+        rate: learning rate of Adam.
+        device: ``cpu`` or ``cuda``.
         result: what was measured so far.
     """
 
@@ -41,6 +42,8 @@ class Task:
     batch: int
     rows: int
     threads: int
+    rate: float
+    device: str
     result: dict[str, Any] = field(default_factory=dict)
 
     def columns(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -57,19 +60,29 @@ class Task:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """The epoch: its loading of batches included, reading the log and building the model not."""
+        self.wait()
         wall, processor = time.perf_counter(), time.process_time()
         yield
+        self.wait()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         self.result |= {"wall_s": round(wall, 3), "cpu_s": round(processor, 3),
                         "samples_per_s": round(self.rows / wall), "samples_per_cpu_s": round(self.rows / processor)}
 
-    def scored(self, scores: np.ndarray) -> None:
-        """Scores of the test rows."""
-        label = self.columns("test")[2]
-        self.result |= {"auc": round(float(roc_auc_score(label, scores)), 5),
-                        "logloss": round(float(log_loss(label, np.clip(scores, 1e-7, 1 - 1e-7).astype(np.float64))), 5)}
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.device == "cuda":
+            import torch
 
-    def latency(self, predict: Callable[[int], object]) -> None:
+            torch.cuda.synchronize()
+
+    def scored(self, valid: np.ndarray, test: np.ndarray) -> None:
+        """Scores of the valid and the test rows."""
+        label = self.columns("test")[2]
+        self.result |= {"valid_auc": round(float(roc_auc_score(self.columns("valid")[2], valid)), 5),
+                        "auc": round(float(roc_auc_score(label, test)), 5),
+                        "logloss": round(float(log_loss(label, np.clip(test, 1e-7, 1 - 1e-7).astype(np.float64))), 5)}
+
+    def latency(self, predict: Callable[[int], object], name: str = "latency") -> None:
         """Median milliseconds of ``predict(n)`` on n rows, by n."""
         for n in LATENCY_BATCHES:
             repeats = 30 if n > 1000 else 300
@@ -77,8 +90,9 @@ class Task:
             for _ in range(repeats + 5):
                 began = time.perf_counter()
                 predict(n)
+                self.wait()
                 taken.append(time.perf_counter() - began)
-            self.result[f"latency_ms_{n}"] = round(1000 * float(np.median(taken[5:])), 4)
+            self.result[f"{name}_ms_{n}"] = round(1000 * float(np.median(taken[5:])), 4)
 
 
 def main(train: Callable[[Task], None], library: str, version: str) -> None:
@@ -92,10 +106,12 @@ def main(train: Callable[[Task], None], library: str, version: str) -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments, rest = parser.parse_known_args()
     task = Task(**vars(arguments))
     torch.set_num_threads(task.threads)
-    torch.manual_seed(int(os.environ.get("SEED","0")))
+    torch.manual_seed(0)
     train(task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"library": library, "version": version, "torch": torch.__version__, "options": rest,

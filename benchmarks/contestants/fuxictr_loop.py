@@ -14,21 +14,21 @@ from fuxictr.pytorch.dataloaders.npz_dataloader import NpzDataLoader
 from fuxictr.pytorch.layers import CrossNetV2, FactorizationMachine, FeatureEmbedding, MLP_Block
 from fuxictr.pytorch.models import BaseModel
 
-from benchmarks.contestants.common import LEARNING_RATE, WIDTH, Task, main
+from benchmarks.contestants.common import WIDTH, Task, main
 
 
 class DeepFM(BaseModel):
     """FM and MLP on shared embeddings."""
 
-    def __init__(self, feature_map: FeatureMap, hidden: tuple[int, ...], **options: object) -> None:
+    def __init__(self, feature_map: FeatureMap, hidden: tuple[int, ...], rate: float, **options: object) -> None:
         super().__init__(feature_map, **options)
         self.embedding_layer = FeatureEmbedding(feature_map, WIDTH)
         self.fm = FactorizationMachine(feature_map)
         self.mlp = MLP_Block(feature_map.sum_emb_out_dim(), list(hidden), "ReLU", 1)
-        self.finish()
+        self.finish(rate)
 
-    def finish(self) -> None:
-        self.compile("adam", "binary_crossentropy", LEARNING_RATE)
+    def finish(self, rate: float) -> None:
+        self.compile("adam", "binary_crossentropy", rate)
         self.reset_parameters()
         self.model_to_device()
 
@@ -41,14 +41,14 @@ class DeepFM(BaseModel):
 class DCNv2(DeepFM):
     """Cross layers beside an MLP."""
 
-    def __init__(self, feature_map: FeatureMap, hidden: tuple[int, ...], **options: object) -> None:
+    def __init__(self, feature_map: FeatureMap, hidden: tuple[int, ...], rate: float, **options: object) -> None:
         BaseModel.__init__(self, feature_map, **options)
         width = feature_map.sum_emb_out_dim()
         self.embedding_layer = FeatureEmbedding(feature_map, WIDTH)
         self.crossnet = CrossNetV2(width, 3)
         self.mlp = MLP_Block(width, list(hidden), "ReLU", None)
         self.fc = torch.nn.Linear(width + hidden[-1], 1)
-        self.finish()
+        self.finish(rate)
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         flat = self.embedding_layer(self.get_inputs(inputs)).flatten(start_dim=1)
@@ -60,17 +60,18 @@ def train(task: Task) -> None:
     logging.disable(logging.INFO)
     feature_map = describe(task)
     with tempfile.TemporaryDirectory() as folder:
-        paths = {role: save(task, role, Path(folder)) for role in ("train", "test")}
+        paths = {role: save(task, role, Path(folder)) for role in ("train", "valid", "test")}
         build = {"deepfm": DeepFM, "dcnv2": DCNv2}[task.model]
-        model = build(feature_map, task.hidden, verbose=0, model_root=folder, metrics=["AUC"])
+        model = build(feature_map, task.hidden, task.rate, gpu=0 if task.device == "cuda" else -1, verbose=0,
+                      model_root=folder, metrics=["AUC"])
         model._max_gradient_norm = 10.0
         model._total_steps, model._eval_steps, model._stop_training = 0, 10**9, False
         loader = NpzDataLoader(feature_map, str(paths["train"]), task.batch, shuffle=True, num_workers=0)
         with task.timed():
             model.train_epoch(loader)
         del loader
-        test = NpzDataLoader(feature_map, str(paths["test"]), 4096, num_workers=0)
-        task.scored(model.predict(test))
+        valid, test = (NpzDataLoader(feature_map, str(paths[r]), 4096, num_workers=0) for r in ("valid", "test"))
+        task.scored(model.predict(valid), model.predict(test))
         first = next(iter(test))
         batches = {n: {k: v[:n] for k, v in first.items()} for n in (1, 100, 4096)}
         with torch.no_grad():

@@ -14,7 +14,7 @@ from torch_rechub.models.ranking import DCNv2, DeepFM
 from torch_rechub.trainers import CTRTrainer
 from torch_rechub.utils.data import DataGenerator
 
-from benchmarks.contestants.common import LEARNING_RATE, WIDTH, Task, main
+from benchmarks.contestants.common import WIDTH, Task, main
 
 
 def train(task: Task) -> None:
@@ -27,16 +27,17 @@ def train(task: Task) -> None:
     else:
         model = DCNv2(sparse + dense, 3, mlp, use_low_rank_mixture=False)
     inputs, labels = columns(task, "train")
+    valid, valid_labels = columns(task, "valid")
     test, test_labels = columns(task, "test")
-    loader, _, test_loader = DataGenerator(inputs, labels).generate_dataloader(
-        x_val=test, y_val=test_labels, x_test=test, y_test=test_labels, batch_size=task.batch)
+    loader, valid_loader, test_loader = DataGenerator(inputs, labels).generate_dataloader(
+        x_val=valid, y_val=valid_labels, x_test=test, y_test=test_labels, batch_size=task.batch)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        trainer = CTRTrainer(model, optimizer_params={"lr": LEARNING_RATE, "weight_decay": 0.0}, n_epoch=1,
-                             device="cpu", model_path=folder)
+        trainer = CTRTrainer(model, optimizer_params={"lr": task.rate, "weight_decay": 0.0}, n_epoch=1,
+                             device=task.device, model_path=folder)
         with task.timed():
             trainer.train_one_epoch(loader)
-        task.scored(np.asarray(trainer.predict(model, test_loader)))
-    first = {k: torch.from_numpy(v[:4096]) for k, v in test.items()}
+        task.scored(*(np.asarray(trainer.predict(model, rows)) for rows in (valid_loader, test_loader)))
+    first = {k: torch.from_numpy(v[:4096]).to(task.device) for k, v in test.items()}
     batches = {n: {k: v[:n] for k, v in first.items()} for n in (1, 100, 4096)}
     model.eval()
     with torch.no_grad():

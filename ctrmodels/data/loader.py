@@ -31,17 +31,18 @@ class Loader:
         buffer_mb: size of the buffer in MiB.
         rank, ranks: which part of every batch this process gets; together the ranks get each batch once.
         block_rows: consecutive rows that a window takes together.
+        device: where rows that fit into the buffer are held, and so where their batches are put together.
 
     Raises:
         ValueError: a batch has fewer than two rows per rank.
     """
 
     def __init__(self, rows: Rows, batch_size: int, seed: int, buffer_mb: int = 2048, rank: int = 0,
-                 ranks: int = 1, block_rows: int = BLOCK_ROWS) -> None:
+                 ranks: int = 1, block_rows: int = BLOCK_ROWS, device: torch.device | str = "cpu") -> None:
         self.batch_size, self.seed, self.rank, self.ranks = batch_size, seed, rank, ranks
         if batch_size < self._least:
             raise ValueError(f"a batch of {batch_size} rows is too small for {ranks} ranks: statistics need two rows")
-        self.rows = rows
+        self.rows, self.device = rows, device
         self.blocks = [(part, start, min(start + block_rows, len(part)))
                        for part in rows.parts for start in range(0, len(part), block_rows)]
         self.streams = row_bytes(rows) * len(rows) > buffer_mb << 20
@@ -72,7 +73,7 @@ class Loader:
                 if i + 1 < len(windows):
                     coming = reader.submit(self._load, windows[i + 1][1], i + 1)
                 rng = np.random.default_rng([self.seed, SHUFFLE, epoch, number])
-                order = torch.from_numpy(rng.permutation(len(rows)))
+                order = torch.from_numpy(rng.permutation(len(rows))).to(rows.ids.device)
                 for index in list(order.split(self.batch_size))[skip:]:
                     if len(index) >= self._least:
                         yield rows.select(index[self.rank::self.ranks])
@@ -105,7 +106,7 @@ class Loader:
 
     @cached_property
     def _held(self) -> Batch:
-        return Batch.join([part.held() for part in self.rows.parts])
+        return Batch.join([part.held() for part in self.rows.parts]).to(self.device)
 
 
 def endless(loader: Loader) -> Iterator[Batch]:

@@ -70,7 +70,7 @@ class LazyAdam(RowWise):
                group: dict[str, Any]) -> None:
         """See :class:`RowWise`."""
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         compiled = kernels(table)
         if compiled:

@@ -175,7 +175,7 @@ class Trainer:
     def loader(self, rows: Rows, seed: int | None = None) -> Loader:
         """Shuffled batches of ``rows``, this rank's part of them."""
         return Loader(rows, self.config.batch_size, self.config.seed if seed is None else seed,
-                      self.config.buffer_mb, ranks.rank(), ranks.count())
+                      self.config.buffer_mb, ranks.rank(), ranks.count(), device=self.device)
 
     def loss(self, batch: Batch) -> Tensor:
         """The model's loss in the configured precision."""
