@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from benchmarks.contestants.common import WIDTH, Task, main
 
 REPEATS = 16
+MATRICES = 4
 
 
 def best(calls: Iterable[Callable[[], object]], wait: Callable[[], None]) -> float:
@@ -35,16 +36,18 @@ def best(calls: Iterable[Callable[[], object]], wait: Callable[[], None]) -> flo
 
 
 def products(task: Task, layers: list[tuple[int, int]], dtype: torch.dtype) -> float:
-    """Seconds of all matrix products of one step."""
-    def seconds(a: Tensor, b: Tensor) -> float:
-        out = torch.empty(a.shape[0], b.shape[1], dtype=dtype, device=task.device)
-        return best([lambda: torch.mm(a, b, out=out)] * REPEATS, task.wait)
+    """Seconds of all matrix products of one step; every call has other matrices, as in training."""
+    def drawn(*shape: int) -> list[Tensor]:
+        return [torch.randn(*shape, device=task.device).to(dtype) for _ in range(MATRICES)]
+
+    def seconds(a: list[Tensor], b: list[Tensor], out: list[Tensor]) -> float:
+        return best([partial(torch.mm, a[i % MATRICES], b[i % MATRICES], out=out[i % MATRICES])
+                     for i in range(REPEATS)], task.wait)
 
     total = 0.0
     for inside, outside in layers:
-        x, w, g = (torch.randn(*shape, device=task.device).to(dtype) for shape in (
-            (task.batch, inside), (inside, outside), (task.batch, outside)))
-        total += seconds(x, w) + seconds(g, w.t()) + seconds(x.t(), g)
+        x, w, g = drawn(task.batch, inside), drawn(inside, outside), drawn(task.batch, outside)
+        total += seconds(x, w, g) + seconds(g, [m.t() for m in w], x) + seconds([m.t() for m in x], g, w)
     return total
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.native import kernels
+from ctrmodels.native.memory import keep_freed_pages
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,7 @@ class Table(nn.Module):
 
     def __init__(self, rows: int, width: int, sd: float = 0.0) -> None:
         super().__init__()
+        keep_freed_pages()  # before the first large tensor, so that the table itself lies in large pages
         self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=sd) if sd else torch.zeros(rows, width))
         self.register_buffer("mask", None)
 

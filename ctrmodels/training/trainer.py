@@ -22,7 +22,6 @@ from ctrmodels.data.loader import Loader
 from ctrmodels.errors import InputError
 from ctrmodels.nn.towers import MLP
 from ctrmodels.training.checkpoint import Checkpoint
-from ctrmodels.training.memory import keep_freed_pages
 from ctrmodels.training.optimisers import Optimisers, TableOptimiser, clip_norm
 
 log = logging.getLogger(__name__)
@@ -157,7 +156,6 @@ class Trainer:
     def __init__(self, model: Model, config: TrainConfig, optimisers: Optimisers | None = None,
                  planned: int = 0) -> None:
         assert isinstance(model, nn.Module)
-        keep_freed_pages()
         self.model, self.config, self.planned = model, config, planned
         self.device = resolve_device(config.device)
         ranks.start(self.device)
