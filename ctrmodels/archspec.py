@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -38,6 +38,52 @@ class PerField:
     kind: Literal["per_field"] = "per_field"
 
 
+@dataclass(frozen=True)
+class PerBucket:
+    """One width per range of ids of an id space. Ids rise by falling frequency, so a range is a bucket of popularity.
+
+    Attributes:
+        cuts: for every id space, in the order of ``Schema.id_spaces``, the ids at which its next bucket begins, rising;
+            one less than its buckets.
+        dims: for every id space, the width of each bucket; 0 gives the ids in it no embedding.
+        shared: whether the ids in a space's last bucket share one row.
+    """
+
+    cuts: tuple[tuple[int, ...], ...]
+    dims: tuple[tuple[int, ...], ...]
+    shared: bool = False
+    kind: Literal["per_bucket"] = "per_bucket"
+
+    def buckets(self, schema: Schema) -> Iterator[tuple[int, int, int, int, bool]]:
+        """(id space, first id, behind the last id, width, whether its ids share a row) of every bucket that has ids.
+
+        Raises:
+            ValueError: the spaces, cuts and widths do not fit together.
+        """
+        if not len(self.cuts) == len(self.dims) == len(schema.id_spaces):
+            raise ValueError(f"cuts of {len(self.cuts)} and widths of {len(self.dims)} spaces for "
+                             f"{len(schema.id_spaces)} id spaces")
+        for s, (space, cuts, dims) in enumerate(zip(schema.id_spaces, self.cuts, self.dims, strict=True)):
+            edges = (0, *cuts, space.vocab)
+            if len(dims) != len(cuts) + 1 or list(edges) != sorted(edges):
+                raise ValueError(f"{space.name}: cuts {cuts} of {space.vocab} ids do not make {len(dims)} buckets")
+            for n, (a, b, w) in enumerate(zip(edges[:-1], edges[1:], dims, strict=True), 1):
+                if b > a:
+                    yield s, a, b, w, self.shared and n == len(dims)
+
+
+@dataclass(frozen=True, eq=False)
+class FieldDimMask:
+    """Which of the D dimensions the ids of each id space have; the others are zero and are not stored.
+
+    Attributes:
+        mask: bool [id spaces, D], rows in the order of ``Schema.id_spaces``; True = kept.
+    """
+
+    mask: np.ndarray
+    kind: Literal["field_dim_mask"] = "field_dim_mask"
+
+
 @dataclass(frozen=True, eq=False)
 class ValueMask:
     """Single embedding values kept or pruned.
@@ -53,7 +99,7 @@ class ValueMask:
     kind: Literal["per_value_mask"] = "per_value_mask"
 
 
-Alloc = Uniform | PerField | ValueMask
+Alloc = Uniform | PerField | PerBucket | FieldDimMask | ValueMask
 
 
 @dataclass(frozen=True, order=True)
@@ -166,6 +212,12 @@ class ArchSpec:
             embedding = {"kind": "uniform", "dim": self.alloc.dim}
         elif isinstance(self.alloc, PerField):
             embedding = {"kind": "per_field", "dims": list(self.alloc.dims)}
+        elif isinstance(self.alloc, PerBucket):
+            embedding = {"kind": "per_bucket", "cuts": [list(c) for c in self.alloc.cuts],
+                         "dims": [list(d) for d in self.alloc.dims], "shared": self.alloc.shared}
+        elif isinstance(self.alloc, FieldDimMask):
+            embedding = {"kind": "field_dim_mask",
+                         "kept": [np.flatnonzero(row).tolist() for row in self.alloc.mask]}
         elif isinstance(self.alloc, ValueMask):
             embedding = {"kind": "per_value_mask", "shape": list(self.alloc.mask.shape),
                          "kept": int(self.alloc.mask.sum()), "rewind": self.alloc.init is not None}
@@ -203,7 +255,7 @@ class ArchSpec:
             if raw["version"] != VERSION:
                 raise InputError(path, "version", raw["version"], f"this release reads version {VERSION}",
                                  "run the search again")
-            alloc = _alloc(raw["embedding"], folder)
+            alloc = _alloc(raw["embedding"], raw["out_dim"], folder)
             interactions = None if raw["interactions"] is None else tuple(
                 Interaction(tuple(i["fields"]), i["op"], i["strength"]) for i in raw["interactions"])
             return cls(
@@ -218,13 +270,20 @@ class ArchSpec:
                              "run the search again") from error
 
 
-def _alloc(raw: dict[str, Any] | None, folder: Path) -> Alloc | None:
+def _alloc(raw: dict[str, Any] | None, out_dim: int, folder: Path) -> Alloc | None:
     if raw is None:
         return None
     if raw["kind"] == "uniform":
         return Uniform(raw["dim"])
     if raw["kind"] == "per_field":
         return PerField(tuple(raw["dims"]))
+    if raw["kind"] == "per_bucket":
+        return PerBucket(tuple(tuple(c) for c in raw["cuts"]), tuple(tuple(d) for d in raw["dims"]), raw["shared"])
+    if raw["kind"] == "field_dim_mask":
+        mask = np.zeros((len(raw["kept"]), out_dim), bool)
+        for row, kept in zip(mask, raw["kept"], strict=True):
+            row[kept] = True
+        return FieldDimMask(mask)
     if raw["kind"] == "per_value_mask":
         with np.load(folder / "archspec.npz", allow_pickle=False) as arrays:
             rows, dim = raw["shape"]

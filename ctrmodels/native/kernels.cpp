@@ -15,6 +15,7 @@
 #include <memory>
 #include <numeric>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -266,53 +267,184 @@ void lazy_adam(const Tensor& table, const Tensor& first, const Tensor& second, c
 // ---------------------------------------------------------------------------------------------------------------
 // Layers
 
+// Where the parts of a row go: its fields and numbers side by side, and the sums that its pairs need.
 template <typename T>
-void lay_out(const Tensor& fields, const Tensor& numeric, bool pairs, const Tensor& flat, const Tensor& pair_sum,
-             const Tensor& total) {
-  const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2), n = numeric.size(1), w = flat.size(1);
-  const float *values = fields.const_data_ptr<float>(), *numbers = numeric.const_data_ptr<float>();
-  T* out = flat.mutable_data_ptr<T>();
-  float* sums = pairs ? total.mutable_data_ptr<float>() : nullptr;
-  float* products = pairs ? pair_sum.mutable_data_ptr<float>() : nullptr;
-  at::parallel_for(0, b, grain(w), [&](int64_t begin, int64_t end) {
-    std::vector<float> squares(d);
-    for (int64_t i = begin; i < end; ++i) {
-      const float* x = values + i * f * d;
-      T* to = out + i * w;
-      for (int64_t j = 0; j < f * d; ++j) to[j] = static_cast<T>(x[j]);
-      for (int64_t j = 0; j < n; ++j) to[f * d + j] = static_cast<T>(numbers[i * n + j]);
-      std::fill(to + f * d + n, to + w, T(0));
-      if (!pairs) continue;
-      float *sum = sums + i * d, *square = squares.data();
-      std::fill(sum, sum + d, 0.0f);
-      std::fill(square, square + d, 0.0f);
-      for (int64_t k = 0; k < f; ++k, x += d)
-        for (int64_t j = 0; j < d; ++j) {
-          sum[j] += x[j];
-          square[j] += x[j] * x[j];
+struct Layout {
+  const float* numbers;  // [B, N]
+  T* flat;               // [B, W]
+  float *products, *sums;  // [B] and [B, D], or null if no pairs are asked for
+  int64_t f, d, n, w;
+
+  // x: the F fields of row i, one after the other; square: room for D values.
+  void row(int64_t i, const float* x, float* square) const {
+    T* to = flat + i * w;
+    for (int64_t j = 0; j < f * d; ++j) to[j] = static_cast<T>(x[j]);
+    for (int64_t j = 0; j < n; ++j) to[f * d + j] = static_cast<T>(numbers[i * n + j]);
+    std::fill(to + f * d + n, to + w, T(0));
+    if (!products) return;
+    float* sum = sums + i * d;
+    std::fill(sum, sum + d, 0.0f);
+    std::fill(square, square + d, 0.0f);
+    for (int64_t k = 0; k < f; ++k, x += d)
+      for (int64_t j = 0; j < d; ++j) {
+        sum[j] += x[j];
+        square[j] += x[j] * x[j];
+      }
+    float twice = 0.0f;
+    for (int64_t j = 0; j < d; ++j) twice += sum[j] * sum[j] - square[j];
+    products[i] = 0.5f * twice;
+  }
+};
+
+// flat [B, W], W >= F * D + N, filled up with zeros, in bfloat16 if asked; and if pairs are asked for, the sum of all
+// pairs' inner products [B] and the fields' sum [B, D], else two empty tensors. fill(layout) writes the rows.
+template <typename Fill>
+std::tuple<Tensor, Tensor, Tensor> laid_out(int64_t b, int64_t f, int64_t d, const Tensor& numeric, int64_t width,
+                                            bool pairs, bool bf16, const Fill& fill) {
+  check(numeric, at::kFloat, 2, "numeric");
+  const int64_t n = numeric.size(1);
+  TORCH_CHECK(numeric.size(0) == b && width >= f * d + n, "shapes do not fit");
+  Tensor flat = at::empty({b, width}, numeric.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
+  Tensor products = at::empty({pairs ? b : 0}, numeric.options()), sums = at::empty({pairs ? b : 0, d}, numeric.options());
+  const auto with = [&](auto* to) {
+    fill(Layout<std::remove_pointer_t<decltype(to)>>{
+        numeric.const_data_ptr<float>(), to, pairs ? products.mutable_data_ptr<float>() : nullptr,
+        pairs ? sums.mutable_data_ptr<float>() : nullptr, f, d, n, width});
+  };
+  bf16 ? with(flat.mutable_data_ptr<BFloat16>()) : with(flat.mutable_data_ptr<float>());
+  return {flat, products, sums};
+}
+
+// fields [B, F, D] and numeric [B, N] -> what laid_out() says.
+std::tuple<Tensor, Tensor, Tensor> flatten(const Tensor& fields, const Tensor& numeric, int64_t width, bool pairs,
+                                           bool bf16) {
+  check(fields, at::kFloat, 3, "fields");
+  const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2);
+  const float* x = fields.const_data_ptr<float>();
+  return laid_out(b, f, d, numeric, width, pairs, bf16, [&](const auto& layout) {
+    at::parallel_for(0, b, grain(width), [&](int64_t begin, int64_t end) {
+      std::vector<float> square(d);
+      for (int64_t i = begin; i < end; ++i) layout.row(i, x + i * f * d, square.data());
+    });
+  });
+}
+
+// The same of table [V, D] looked up at index int32 [B * F], field after field; with the fields [B, F, D] themselves.
+std::tuple<Tensor, Tensor, Tensor, Tensor> gather_flat(const Tensor& table, const Tensor& index, const Tensor& numeric,
+                                                       int64_t width, bool pairs, bool bf16) {
+  check(table, at::kFloat, 2, "table");
+  check(index, at::kInt, 1, "index");
+  const int64_t b = numeric.size(0), d = table.size(1), height = table.size(0), f = b ? index.numel() / b : 0;
+  TORCH_CHECK(f * b == index.numel(), index.numel(), " look-ups are not ", b, " rows");
+  const int32_t* rows = index.const_data_ptr<int32_t>();
+  const float* from = table.const_data_ptr<float>();
+  Tensor fields = at::empty({b, f, d}, table.options());
+  float* to = fields.mutable_data_ptr<float>();
+  auto [flat, products, sums] = laid_out(b, f, d, numeric, width, pairs, bf16, [&](const auto& layout) {
+    at::parallel_for(0, b, grain(width), [&](int64_t begin, int64_t end) {
+      std::vector<float> square(d);
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t k = i * f; k < (i + 1) * f; ++k) {
+          if (k + kAhead < end * f) __builtin_prefetch(from + static_cast<int64_t>(rows[k + kAhead]) * d);
+          std::copy_n(from + row_at(rows, k, height) * d, d, to + k * d);
         }
-      float twice = 0.0f;
-      for (int64_t j = 0; j < d; ++j) twice += sum[j] * sum[j] - square[j];
-      products[i] = 0.5f * twice;
+        layout.row(i, to + i * f * d, square.data());
+      }
+    });
+  });
+  return {fields, flat, products, sums};
+}
+
+template <typename T, int64_t kWidth>
+void gather_flat_rows(const T* flat, const float* of_fields, const float* of_pairs, const float* fields,
+                      const float* sums, const int32_t* order, const int32_t* starts, float* result, int64_t n,
+                      int64_t u, int64_t f, int64_t w, int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  // The row of a look-up: a product is quicker than a division, and half a look-up away from where it could round wrong.
+  const double share = 1.0 / static_cast<double>(f);
+  const auto row_of = [=](int32_t i) { return static_cast<int64_t>((i + 0.5) * share); };
+  const int64_t skip = w - f * d;  // columns of flat behind the fields
+  at::parallel_for(0, n, grain(d), [&](int64_t begin, int64_t end) {
+    const auto row_from = [&](int64_t i) { return std::lower_bound(starts, starts + u, i) - starts; };
+    std::array<float, kWidth ? kWidth : 1> fixed;
+    std::vector<float> room(kWidth ? 0 : d);
+    float* sum = kWidth ? fixed.data() : room.data();
+    const auto in_flat = [&](int32_t i, int64_t row) { return flat + i * d + row * skip; };
+    for (int64_t k = row_from(begin), last = row_from(end); k < last; ++k) {
+      // All look-ups of a table's row have the same values: the first one stands for the row.
+      const auto values = [&](int64_t r) { return fields + static_cast<int64_t>(order[starts[r]]) * d; };
+      if (of_pairs && k + kAheadRows < u) __builtin_prefetch(values(k + kAheadRows));
+      std::fill(sum, sum + d, 0.0f);
+      float pull = 0.0f;
+      for (int64_t i = starts[k], stop = k + 1 < u ? starts[k + 1] : n; i < stop; ++i) {
+        const int64_t row = row_of(order[i]);
+        if (flat) {
+          if (i + kAheadRows < n) {
+            const int32_t ahead = order[i + kAheadRows];
+            __builtin_prefetch(in_flat(ahead, row_of(ahead)));
+          }
+          const T* g = in_flat(order[i], row);
+          for (int64_t j = 0; j < d; ++j) sum[j] += static_cast<float>(g[j]);
+        }
+        if (of_fields) {
+          const float* g = of_fields + static_cast<int64_t>(order[i]) * d;
+          for (int64_t j = 0; j < d; ++j) sum[j] += g[j];
+        }
+        if (of_pairs) {
+          pull += of_pairs[row];
+          for (int64_t j = 0; j < d; ++j) sum[j] += of_pairs[row] * sums[row * d + j];
+        }
+      }
+      if (of_pairs) {
+        const float* x = values(k);
+        for (int64_t j = 0; j < d; ++j) sum[j] -= pull * x[j];
+      }
+      std::copy_n(sum, d, result + k * d);
     }
   });
 }
 
-// fields [B, F, D] and numeric [B, N] -> flat [B, W], W >= F * D + N, filled up with zeros, in bfloat16 if asked; and if
-// pairs are asked for, the sum of all pairs' inner products [B] and the fields' sum [B, D], else two empty tensors.
-std::tuple<Tensor, Tensor, Tensor> flatten(const Tensor& fields, const Tensor& numeric, int64_t width, bool pairs,
-                                           bool bf16) {
+// Its gradient by rows of the table, [U, D]: from the gradients of flat [B, W], of the fields [B, F, D] and of the pairs
+// [B], where there are such; order [n] and begins [U] are those of group().
+Tensor gather_flat_backward(const std::optional<Tensor>& flat, const std::optional<Tensor>& of_fields,
+                            const std::optional<Tensor>& of_pairs, const Tensor& fields, const Tensor& sums,
+                            const Tensor& order, const Tensor& begins) {
   check(fields, at::kFloat, 3, "fields");
-  check(numeric, at::kFloat, 2, "numeric");
-  const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2);
-  TORCH_CHECK(numeric.size(0) == b && width >= f * d + numeric.size(1), "shapes do not fit");
-  Tensor flat = at::empty({b, width}, fields.options().dtype(bf16 ? at::kBFloat16 : at::kFloat));
-  Tensor pair_sum = at::empty({pairs ? b : 0}, fields.options()), total = at::empty({pairs ? b : 0, d}, fields.options());
-  if (bf16)
-    lay_out<BFloat16>(fields, numeric, pairs, flat, pair_sum, total);
+  check(order, at::kInt, 1, "order");
+  check(begins, at::kInt, 1, "begins");
+  const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2), n = order.numel(), u = begins.numel();
+  TORCH_CHECK(n == b * f, n, " look-ups of ", b, " rows of ", f, " fields");
+  const float *g_fields = nullptr, *g_pairs = nullptr;
+  if (of_fields) {
+    check(*of_fields, at::kFloat, 3, "the gradient of the fields");
+    TORCH_CHECK(of_fields->sizes() == fields.sizes(), "shapes do not fit");
+    g_fields = of_fields->const_data_ptr<float>();
+  }
+  if (of_pairs) {
+    check(*of_pairs, at::kFloat, 1, "the gradient of the pairs");
+    check(sums, at::kFloat, 2, "sums");
+    TORCH_CHECK(of_pairs->numel() == b && sums.size(0) == b && sums.size(1) == d, "shapes do not fit");
+    g_pairs = of_pairs->const_data_ptr<float>();
+  }
+  if (flat) {
+    check(*flat, flat->scalar_type(), 2, "the gradient of flat");
+    TORCH_CHECK(flat->size(0) == b && flat->size(1) >= f * d, "shapes do not fit");
+  }
+  Tensor result = at::empty({u, d}, fields.options());
+  const auto add_up = [&](auto* g, int64_t w) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(g)>>;
+    const auto work = d == 16 ? gather_flat_rows<T, 16> : gather_flat_rows<T, 0>;
+    work(g, g_fields, g_pairs, fields.const_data_ptr<float>(), g_pairs ? sums.const_data_ptr<float>() : nullptr,
+         order.const_data_ptr<int32_t>(), begins.const_data_ptr<int32_t>(), result.mutable_data_ptr<float>(), n, u, f, w,
+         d);
+  };
+  if (!flat)
+    add_up(static_cast<const float*>(nullptr), 0);
+  else if (flat->scalar_type() == at::kBFloat16)
+    add_up(flat->const_data_ptr<BFloat16>(), flat->size(1));
   else
-    lay_out<float>(fields, numeric, pairs, flat, pair_sum, total);
-  return {flat, pair_sum, total};
+    add_up(flat->const_data_ptr<float>(), flat->size(1));
+  return result;
 }
 
 template <typename T>
@@ -485,6 +617,12 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("flatten_backward(Tensor flat_gradient, Tensor pair_gradient, Tensor fields, Tensor total) -> Tensor");
   m.def("dot(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def("dot_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums)");
+  m.def(
+      "gather_flat(Tensor table, Tensor index, Tensor numeric, int width, bool pairs, bool bf16) -> (Tensor fields, "
+      "Tensor flat, Tensor pair_sum, Tensor total)");
+  m.def(
+      "gather_flat_backward(Tensor? flat, Tensor? fields_gradient, Tensor? pair_gradient, Tensor fields, Tensor total, "
+      "Tensor order, Tensor begins) -> Tensor");
   m.def("relu_backward(Tensor gradient, Tensor output) -> (Tensor result, Tensor sums)");
 }
 
@@ -500,5 +638,7 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("flatten_backward", flatten_backward);
   m.impl("dot", dot);
   m.impl("dot_backward", dot_backward);
+  m.impl("gather_flat", gather_flat);
+  m.impl("gather_flat_backward", gather_flat_backward);
   m.impl("relu_backward", relu_backward);
 }

@@ -7,12 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask
+from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, PerField, Uniform, ValueMask
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.dropout import Dropout
-from ctrmodels.nn.embedding import FieldEmbedding, MaskedEmbedding, PerFieldEmbedding, UniformEmbedding
-from ctrmodels.nn.flat import flat_width, flatten
+from ctrmodels.nn.embedding import (
+    FieldDimMaskEmbedding,
+    FieldEmbedding,
+    MaskedEmbedding,
+    PerBucketEmbedding,
+    PerFieldEmbedding,
+    UniformEmbedding,
+)
+from ctrmodels.nn.flat import flat_width, lay_out
 from ctrmodels.nn.interaction import PairProducts
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.table import Layout, Lookup, Table
@@ -54,6 +61,10 @@ def build_embedding(schema: Schema, spec: ArchSpec) -> FieldEmbedding:
         return UniformEmbedding(schema, spec.alloc.dim)
     if isinstance(spec.alloc, PerField):
         return PerFieldEmbedding(schema, spec.alloc.dims, spec.out_dim)
+    if isinstance(spec.alloc, PerBucket):
+        return PerBucketEmbedding(schema, spec.alloc, spec.out_dim)
+    if isinstance(spec.alloc, FieldDimMask):
+        return FieldDimMaskEmbedding(schema, spec.alloc.mask)
     if isinstance(spec.alloc, ValueMask):
         if spec.alloc.mask.shape[0] != schema.total_vocab:
             raise ValueError(f"a mask of {spec.alloc.mask.shape[0]} rows for {schema.total_vocab} ids")
@@ -94,15 +105,14 @@ class FeatureEncoder(nn.Module):
     def forward(self, batch: Batch) -> Encoded:
         """Encode B rows."""
         lookup = self.layout(batch)
-        fields = self.embedding(batch, lookup)  # [B, F, D]
-        flat, pair_sum = flatten(fields, batch.numeric, self.pair_sum)
+        fields, flat, pair_sum = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
         pairs = self.products(fields) if self.n_pairs else fields.new_zeros(fields.shape[0], 0)
         penalty = self.l2 * fields.square().sum() / fields.shape[0] if self.l2 else fields.new_zeros(())
         return Encoded(fields, self.dropout(flat), pairs, pair_sum, penalty, lookup, batch.numeric, batch)
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
         """[B, F, D] and [B, N] → [B, W], with dropout."""
-        return self.dropout(flatten(fields, numeric)[0])
+        return self.dropout(lay_out(fields, numeric).flat)
 
     def flops(self) -> int:
         """Operations per row: projections, and 2 D per pair."""

@@ -5,16 +5,78 @@ Notation: B rows, F fields, D width, N numeric values, W = F*D + N, rounded up b
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.interaction import pair_inner_sum
+from ctrmodels.nn.table import Lookup, PaddedLookup, Table, by_rows
 
 
-class _Flatten(torch.autograd.Function):
+class LaidOut(NamedTuple):
+    """The fields of a batch in the forms that models read.
+
+    Attributes:
+        fields: float32 [B, F, D].
+        flat: [B, W], fields and numeric values side by side; under autocast already in its type.
+        pair_sum: [B], :func:`~ctrmodels.nn.interaction.pair_inner_sum` of the fields; empty if not asked for.
+    """
+
+    fields: Tensor
+    flat: Tensor
+    pair_sum: Tensor
+
+
+def flat_width(n_fields: int, dim: int, n_numeric: int) -> int:
+    """W: a multiple of 8, so that every row begins where processors like to read; the columns added are zero."""
+    return -(-(n_fields * dim + n_numeric) // 8) * 8
+
+
+def lay_out(fields: Tensor, numeric: Tensor, pairs: bool = False) -> LaidOut:
+    """[B, F, D] and [B, N] in the forms that models read.
+
+    Args:
+        fields: embeddings.
+        numeric: values that go behind them.
+        pairs: whether the sum of the pairs is wanted, which costs little here.
+    """
+    width, dtype = flat_width(fields.shape[1], fields.shape[2], numeric.shape[1]), _dtype(fields)
+    if _compiles(dtype, fields, numeric):
+        flat, pair_sum = _LayOut.apply(
+            fields.contiguous(), numeric.contiguous(), width, pairs, dtype == torch.bfloat16)
+        return LaidOut(fields, flat, pair_sum)
+    filling = numeric.new_zeros(numeric.shape[0], width - fields.shape[1] * fields.shape[2] - numeric.shape[1])
+    flat = torch.cat([part.to(dtype) for part in (fields.flatten(1), numeric, filling)], 1)
+    return LaidOut(fields, flat, pair_inner_sum(fields) if pairs else fields.new_empty(0))
+
+
+def look_up(table: Table, lookup: Lookup, numeric: Tensor, pairs: bool = False) -> LaidOut:
+    """:func:`lay_out` of ``table(lookup)``, in one pass over the rows where every bag holds a single one."""
+    several = lookup.begins is not None or isinstance(lookup, PaddedLookup)
+    if several or table.void or not _compiles(dtype := _dtype(numeric), table.weight, numeric):
+        return lay_out(table(lookup), numeric, pairs)
+    width = flat_width(lookup.shape[1], table.weight.shape[1], numeric.shape[1])
+    return LaidOut(*_LookUp.apply(
+        table.weight, lookup, table.mask, numeric.contiguous(), width, pairs, dtype == torch.bfloat16))
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+
+def _compiles(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    return (dtype in (torch.float32, torch.bfloat16) and all(t.dtype == torch.float32 for t in tensors)
+            and kernels(*tensors) is not None)
+
+
+def _contiguous(gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    return [None if g is None else g.contiguous() for g in gradients]
+
+
+class _LayOut(torch.autograd.Function):
     """Reads the fields once, and writes their gradient once, from flat's and the pairs' together."""
 
     @staticmethod
@@ -28,36 +90,31 @@ class _Flatten(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
         fields, total = ctx.saved_tensors
-        flat, pair_sum = gradients
+        flat, pair_sum = _contiguous(gradients)
         if flat is None:
             flat = fields.new_zeros(len(fields), fields[0].numel())
         if pair_sum is None:
             pair_sum = fields.new_empty(0)
-        gradient = compiled().flatten_backward(flat.contiguous(), pair_sum.contiguous(), fields, total)
-        return gradient, None, None, None, None
+        return compiled().flatten_backward(flat, pair_sum, fields, total), None, None, None, None
 
 
-def flat_width(n_fields: int, dim: int, n_numeric: int) -> int:
-    """W: a multiple of 8, so that every row begins where processors like to read; the columns added are zero."""
-    return -(-(n_fields * dim + n_numeric) // 8) * 8
+class _LookUp(torch.autograd.Function):
+    """A table's rows in all forms; the gradient by rows comes from those of all forms in one pass."""
 
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, lookup: Lookup, mask: Tensor | None, numeric: Tensor, width: int,
+                pairs: bool, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
+        fields, flat, pair_sum, total = compiled().gather_flat(table, lookup.index, numeric, width, pairs, bf16)
+        ctx.lookup, ctx.mask, ctx.size = lookup, mask, table.shape
+        ctx.save_for_backward(fields, total)
+        ctx.set_materialize_grads(False)
+        return fields, flat, pair_sum
 
-def flatten(fields: Tensor, numeric: Tensor, pairs: bool = False) -> tuple[Tensor, Tensor]:
-    """[B, F, D] and [B, N] → [B, W]; under autocast already in its type, which halves the copying.
-
-    Args:
-        fields: embeddings.
-        numeric: values that go behind them.
-        pairs: also compute :func:`~ctrmodels.nn.interaction.pair_inner_sum` [B], which costs little here; else it is
-            empty.
-    """
-    width = flat_width(fields.shape[1], fields.shape[2], numeric.shape[1])
-    kind = fields.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-    compiles = fields.dtype == numeric.dtype == torch.float32 and dtype in (torch.float32, torch.bfloat16)
-    if compiles and kernels(fields, numeric):
-        return cast(tuple[Tensor, Tensor], _Flatten.apply(
-            fields.contiguous(), numeric.contiguous(), width, pairs, dtype == torch.bfloat16))
-    filling = numeric.new_zeros(numeric.shape[0], width - fields.shape[1] * fields.shape[2] - numeric.shape[1])
-    flat = torch.cat([part.to(dtype) for part in (fields.flatten(1), numeric, filling)], 1)
-    return flat, pair_inner_sum(fields) if pairs else fields.new_empty(0)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, total = ctx.saved_tensors
+        fields, flat, pair_sum = _contiguous(gradients)
+        segments = ctx.lookup.segments
+        values = compiled().gather_flat_backward(
+            flat, fields, pair_sum, saved, total, segments.order, segments.begins)
+        return by_rows(segments, values, ctx.size, ctx.mask), *[None] * 6

@@ -74,6 +74,10 @@ class Lookup:
         bags = order if self.begins is None else torch.repeat_interleave(self.lengths).int().index_select(0, order)
         return Segments(rows, order, bags, begins)
 
+    def renumbered(self, rows: Callable[[Tensor], Tensor]) -> Lookup:
+        """The same bags of other rows: ``rows`` maps row numbers, elementwise."""
+        return Lookup(rows(self.index), self.begins, self.shape)
+
     def distinct(self) -> tuple[Tensor, Tensor]:
         """int64 [U] distinct rows, and int32 [n]: where among them each look-up finds its row."""
         rows, place = torch.unique(self.index, return_inverse=True)
@@ -102,6 +106,11 @@ class PaddedLookup(Lookup):
         ids, *sequences = rows
         super().__init__(torch.cat([ids, *sequences], 1), None, (ids.shape[0], ids.shape[1] + len(sequences)))
         self.widths = [part.shape[1] for part in rows]
+
+    def renumbered(self, rows: Callable[[Tensor], Tensor]) -> PaddedLookup:
+        """See :class:`Lookup`; absent steps stay absent."""
+        index = torch.where(self.index >= 0, rows(self.index.clamp(min=0)), self.index)
+        return PaddedLookup(index.split(self.widths, 1))
 
     def means(self, read: Callable[[Tensor], Tensor]) -> Tensor:
         """Mean of each bag's rows, zero for an empty bag: [B, F, D].
@@ -192,28 +201,35 @@ def steps_lookup(steps: Tensor, start: int) -> Lookup:
                   (steps.shape[0], steps.shape[1]))
 
 
+def by_rows(segments: Segments, values: Tensor, size: torch.Size, mask: Tensor | None = None) -> Tensor:
+    """The gradient of a table of ``size``: ``values`` [U, D] at its rows, where ``mask`` [V, D] lets them live."""
+    if mask is not None:
+        values = values * mask.index_select(0, segments.rows)
+    return torch.sparse_coo_tensor(segments.rows.unsqueeze(0), values, size, is_coalesced=True, check_invariants=False)
+
+
 class _BagMeans(torch.autograd.Function):
     """Mean of each bag's rows; the gradient is a coalesced sparse tensor of the touched rows."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, lookup: Lookup, mask: Tensor | None) -> Tensor:
-        ctx.lookup, ctx.mask, ctx.size = lookup, mask, table.shape
+    def forward(ctx: Any, table: Tensor, lookup: Lookup, mask: Tensor | None, void: bool) -> Tensor:
+        ctx.lookup, ctx.mask, ctx.void, ctx.size = lookup, mask, void, table.shape
         if lookup.begins is None:
             compiled = kernels(table)
             return compiled.gather(table, lookup.index) if compiled else table.index_select(0, lookup.index)
         return F.embedding_bag(lookup.index, table, lookup.begins, mode="mean")
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         gradient = gradients[0].contiguous()
         lookup: Lookup = ctx.lookup
         if lookup.begins is not None:
             gradient = gradient / lookup.lengths.clamp(min=1).unsqueeze(1)
         segments = lookup.segments
         values = F.embedding_bag(segments.bags, gradient, segments.begins, mode="sum")  # [U, D]
-        if ctx.mask is not None:
-            values = values * ctx.mask.index_select(0, segments.rows)
-        return _by_rows(segments, values, ctx.size), None, None
+        if ctx.void:
+            values = values * (segments.rows != 0).unsqueeze(1)
+        return by_rows(segments, values, ctx.size, ctx.mask), None, None, None
 
 
 class _FieldSums(torch.autograd.Function):
@@ -241,12 +257,7 @@ class _FieldSums(torch.autograd.Function):
             values = F.embedding_bag(
                 segments.bags // fields, gradient, segments.begins, mode="sum",
                 per_sample_weights=None if shares is None else shares.index_select(0, segments.order))  # [U, D]
-        return _by_rows(segments, values, ctx.size), None
-
-
-def _by_rows(segments: Segments, values: Tensor, size: torch.Size) -> Tensor:
-    """The gradient of a table: ``values`` [U, D] at its rows."""
-    return torch.sparse_coo_tensor(segments.rows.unsqueeze(0), values, size, is_coalesced=True, check_invariants=False)
+        return by_rows(segments, values, ctx.size), None
 
 
 class Table(nn.Module):
@@ -259,6 +270,7 @@ class Table(nn.Module):
         rows: V.
         width: D.
         sd: standard deviation of the initial values; 0 starts at zero.
+        void: row 0 stands for nothing: it is zero and never moves.
 
     Attributes:
         mask: bool [V, D] of the values that live, or ``None``: the others start at zero and never move.
@@ -266,11 +278,14 @@ class Table(nn.Module):
 
     mask: Tensor | None
 
-    def __init__(self, rows: int, width: int, sd: float = 0.0) -> None:
+    def __init__(self, rows: int, width: int, sd: float = 0.0, void: bool = False) -> None:
         super().__init__()
         keep_freed_pages()  # before the first large tensor, so that the table itself lies in large pages
         self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=sd) if sd else torch.zeros(rows, width))
         self.register_buffer("mask", None)
+        self.void = void
+        if void:
+            self.weight.data[0] = 0
 
     def prune(self, mask: Tensor) -> None:
         """Keep only the values in ``mask`` [V, D]."""
@@ -282,7 +297,7 @@ class Table(nn.Module):
         """Mean of each bag's rows, zero for an empty bag: [B, F, D]."""
         if isinstance(lookup, PaddedLookup):
             return lookup.means(lambda index: F.embedding(index, self.weight))
-        return _BagMeans.apply(self.weight, lookup, self.mask).view(*lookup.shape, -1)
+        return _BagMeans.apply(self.weight, lookup, self.mask, self.void).view(*lookup.shape, -1)
 
     def sums(self, lookup: Lookup) -> Tensor:
         """Sum of :meth:`forward` over the fields, for tables that are not pruned: [B, D]."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask, all_pairs
+from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, PerField, Uniform, ValueMask, all_pairs
 from ctrmodels.data.schema import Schema
 
 TOLERANCE = 0.02
@@ -16,17 +17,29 @@ ATTEMPTS = 200
 def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     """A random architecture that costs what ``spec`` costs, in the part that ``spec`` speaks of.
 
-    Widths: random ones from the same candidates whose parameters come within 2 % (or as near as can be) of
-    the spec's. Value masks: as many random values, from the same initial ones. Interactions: as many random
-    pairs.
+    Widths, by field or by bucket: random ones from the same candidates whose parameters come within 2 % (or as near as
+    can be) of the spec's. Masks of fields' dimensions: random numbers of random dimensions that cost the same. Value
+    masks: as many random values, from the same initial ones. Interactions: as many random pairs.
 
     Raises:
         ValueError: the spec is not searched, so that there is nothing to draw.
     """
     rng = np.random.default_rng([seed, 0x726E64])
     changes: dict[str, object] = {}
+    candidates = set(spec.config.get("candidates", ()))
+    vocab = np.array([f.vocab for f in schema.id_spaces])
     if isinstance(spec.alloc, PerField):
-        changes["alloc"] = PerField(_random_widths(spec, spec.alloc, schema, rng))
+        def by_field(widths: np.ndarray) -> int:
+            return int((widths * vocab + np.where(widths == spec.out_dim, 0, widths * spec.out_dim)).sum())
+
+        changes["alloc"] = PerField(_random_widths(spec.alloc.dims, candidates, by_field, rng))
+    elif isinstance(spec.alloc, PerBucket):
+        changes["alloc"] = _random_buckets(spec, spec.alloc, schema, rng)
+    elif isinstance(spec.alloc, FieldDimMask):
+        counts = _random_widths(tuple(spec.alloc.mask.sum(1)), set(range(spec.out_dim + 1)),
+                                lambda widths: int((widths * vocab).sum()), rng)
+        order = rng.random(spec.alloc.mask.shape).argsort(1)  # a random place for every dimension
+        changes["alloc"] = FieldDimMask(order < np.array(counts)[:, None])
     elif isinstance(spec.alloc, ValueMask):
         mask = np.zeros(spec.alloc.mask.size, bool)
         mask[rng.choice(mask.size, int(spec.alloc.mask.sum()), replace=False)] = True
@@ -40,29 +53,40 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     return replace(spec, method=f"random({spec.method})", cost=None, result={}, **changes)  # type: ignore[arg-type]
 
 
-def _random_widths(spec: ArchSpec, alloc: PerField, schema: Schema, rng: np.random.Generator) -> tuple[int, ...]:
-    """Widths drawn at random, then moved one by one at random towards the target until they cost the same."""
-    candidates = np.array(sorted(set(spec.config.get("candidates", ())) | set(alloc.dims)))
-    vocab = np.array([f.vocab for f in schema.id_spaces])
+def _random_buckets(spec: ArchSpec, alloc: PerBucket, schema: Schema, rng: np.random.Generator) -> PerBucket:
+    """Random widths for the same buckets."""
+    counts = [len(d) for d in alloc.dims]
+    ends = np.cumsum(counts)
+    rows = np.concatenate([np.diff((0, *cuts, f.vocab)) for cuts, f in zip(alloc.cuts, schema.id_spaces, strict=True)])
+    if alloc.shared:
+        rows[ends - 1] = 1
 
     def cost(widths: np.ndarray) -> int:
-        projections = np.where(widths == spec.out_dim, 0, widths * spec.out_dim)
-        return int((widths * vocab + projections).sum())
+        maps = sum(int(w) for w in np.unique(widths) if w != spec.out_dim)
+        return int((widths * rows).sum()) + len(counts) * spec.out_dim * maps
 
-    target = cost(np.array(alloc.dims))
-    best, best_gap = np.array(alloc.dims), np.inf
+    drawn = _random_widths(tuple(w for d in alloc.dims for w in d), set(spec.config.get("candidates", ())), cost, rng)
+    return replace(alloc, dims=tuple(drawn[end - n:end] for n, end in zip(counts, ends, strict=True)))
+
+
+def _random_widths(searched: tuple[int, ...], candidates: set[int], cost: Callable[[np.ndarray], int],
+                   rng: np.random.Generator) -> tuple[int, ...]:
+    """Widths drawn at random, then moved one by one at random towards the target until they cost the same."""
+    choices = np.array(sorted(candidates | set(searched)))
+    target = cost(np.array(searched))
+    best, best_gap = np.array(searched), np.inf
     for _ in range(ATTEMPTS):
-        widths = rng.choice(candidates, len(vocab))
+        widths = rng.choice(choices, len(searched))
         gap = abs(cost(widths) - target)
         for _ in range(ATTEMPTS):
             trial = widths.copy()
-            trial[rng.integers(len(vocab))] = rng.choice(candidates)
+            trial[rng.integers(len(searched))] = rng.choice(choices)
             trial_gap = abs(cost(trial) - target)
             if trial_gap < gap:
                 widths, gap = trial, trial_gap
             if gap <= TOLERANCE * target:
                 break
-        if gap < best_gap and tuple(widths) != alloc.dims:
+        if gap < best_gap and tuple(widths) != tuple(searched):
             best, best_gap = widths, gap
         if best_gap <= TOLERANCE * target:
             break

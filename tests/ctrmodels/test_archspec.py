@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ctrmodels.archspec import ArchSpec, Cost, Interaction, PerField, Uniform, ValueMask, merge
+from ctrmodels.archspec import ArchSpec, Cost, FieldDimMask, Interaction, PerBucket, PerField, Uniform, ValueMask, merge
 from ctrmodels.data.planted import planted_widths
 from ctrmodels.errors import InputError
 from ctrmodels.search import Host
@@ -27,6 +27,9 @@ SPECS = [
     ArchSpec.of(SCHEMA, "d", 8, alloc=ValueMask(mask(), np.ones((SCHEMA.total_vocab, 8), np.float32))),
     ArchSpec.of(SCHEMA, "e", 8, interactions=(Interaction((0, 1), strength=0.25), Interaction((2, 5)))),
     replace(ArchSpec.dense(SCHEMA, 8), cost=Cost(10, 2, 30, 48), result={"valid.auc": 0.75}),
+    ArchSpec.of(SCHEMA, "buckets", 8, alloc=PerBucket(((5,),) * 8, ((8, 2),) * 8)),
+    ArchSpec.of(SCHEMA, "rare", 8, alloc=PerBucket(((5,),) * 8, ((8, 2),) * 8, shared=True)),
+    ArchSpec.of(SCHEMA, "dims", 8, alloc=FieldDimMask(np.eye(8, dtype=bool))),
 ]
 
 

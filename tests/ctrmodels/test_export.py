@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch.onnx._internal.exporter import _onnx_program
 
-from ctrmodels.archspec import ArchSpec, ValueMask
+from ctrmodels.archspec import Alloc, ArchSpec, ValueMask
 from ctrmodels.data import Field, Objective, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.export import export_onnx, export_package
 from ctrmodels.multitask.spaces import score_names
 from ctrmodels.serving import Scorer
 from ctrmodels.zoo import DNN
-from tests.support.served_models import SCHEMA, build, draw, eager, histories
+from tests.support.served_models import ALLOCS, SCHEMA, build, draw, eager, histories
 
 # Where a mask's values start makes no other graph: one model shows it.
 SINGLE = [("deepfm", "mask_with_init"), *((name, alloc) for name in ("deepfm", "dcnv2", "autodeepfm")
                                           for alloc in ("uniform", "per_field", "mask"))]
+SINGLE += [("deepfm", "per_bucket"), ("autodeepfm", "shared_rare"), ("dcnv2", "field_dims")]
 MULTI = [("shared_bottom", "uniform"), ("esmm", "per_field"), ("mmoe", "mask")]
 
 
@@ -32,7 +34,13 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         np.testing.assert_allclose(found[name], score, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("name", "alloc"), [*SINGLE, *MULTI, ("din", "mask")])
+def test_every_allocation_is_exported() -> None:
+    assert {alloc for _, alloc in SINGLE} == set(ALLOCS)
+    assert {type(alloc) for alloc in ALLOCS.values()} == set(get_args(Alloc))
+
+
+@pytest.mark.parametrize(("name", "alloc"), [
+    *SINGLE, *MULTI, ("din", "mask"), ("din", "per_bucket"), ("din", "field_dims")])
 def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_onnx(model, SCHEMA, tmp_path / "export")
@@ -45,7 +53,7 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
     assert all(np.ptp(score) > 0.01 for score in found.values())
 
 
-@pytest.mark.parametrize(("name", "alloc"), [("deepfm", "mask"), ("esmm", "per_field")])
+@pytest.mark.parametrize(("name", "alloc"), [("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket")])
 def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_package(model, SCHEMA, tmp_path / "export")

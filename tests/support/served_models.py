@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ctrmodels.archspec import Alloc, ArchSpec, PerField, Uniform, ValueMask, all_pairs
+from ctrmodels.archspec import Alloc, ArchSpec, FieldDimMask, PerBucket, PerField, Uniform, ValueMask, all_pairs
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.export import Model
 from ctrmodels.multitask import ModelConfig, build_model
@@ -26,6 +26,9 @@ DIM = 6
 _MASK = np.random.default_rng(0).random((SCHEMA.total_vocab, DIM)) < 0.3
 ALLOCS: Mapping[str, Alloc] = {
     "uniform": Uniform(DIM), "per_field": PerField((2, 0, DIM, 3)), "mask": ValueMask(_MASK),
+    "per_bucket": PerBucket(((3, 20), (), (10,), (2,)), ((DIM, 2, 0), (3,), (4, 2), (2, 0))),
+    "shared_rare": PerBucket(((3, 20), (2,), (10,), (2,)), ((DIM, 2, 2), (3, 1), (4, 2), (2, 2)), shared=True),
+    "field_dims": FieldDimMask(np.random.default_rng(1).random((4, DIM)) < 0.5),
     "mask_with_init": ValueMask(_MASK, np.full(_MASK.shape, 0.1, np.float32))}
 
 
@@ -48,6 +51,8 @@ def build(name: str, alloc: str, schema: Schema = SCHEMA) -> Model:
         for table in tables(model):
             if table.mask is not None:
                 table.prune(table.mask)
+            if table.void:
+                table.weight[0] = 0
     return model
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ctrmodels import native
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import planted_pairs
-from ctrmodels.nn.flat import flat_width, flatten
+from ctrmodels.nn.flat import flat_width, lay_out, look_up
 from ctrmodels.nn.table import Lookup, Table
 from ctrmodels.nn.towers import MLP, LinearReLU, Logits
 from ctrmodels.training import TrainConfig, fit, seed_everything
@@ -98,6 +98,7 @@ def test_tables_give_values_and_gradients_of_torch(operations, monkeypatch, widt
 def test_a_row_that_is_not_there_is_refused(operations) -> None:
     table, index = torch.zeros(5, 2), torch.tensor([0, 5], dtype=torch.int32)
     for call in (lambda: operations.gather(table, index), lambda: operations.field_sums(table, index, 1),
+                 lambda: operations.gather_flat(table, index, torch.zeros(1, 0), 4, False, False),
                  lambda: operations.rowwise_adagrad(table, torch.zeros(5), index.long(), torch.ones(2, 2), 0.1, 1e-8)):
         with pytest.raises(IndexError, match="row 5 of a table of 5"):
             call()
@@ -141,7 +142,7 @@ def test_flat_features_are_those_of_torch(operations, monkeypatch, numbers: int,
         fields = torch.randn(BATCH, FIELDS, 7, generator=generator, requires_grad=True)
         numeric = torch.randn(BATCH, numbers, generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            flat, sums = flatten(fields, numeric, pairs)
+            _, flat, sums = lay_out(fields, numeric, pairs)
         assert flat.shape == (BATCH, flat_width(FIELDS, 7, numbers)) and flat.dtype == precision
         pull = torch.randn(flat.shape, generator=generator).to(precision)
         ((flat * pull).sum() + (sums * torch.randn(sums.shape, generator=generator)).sum()).backward()
@@ -151,17 +152,40 @@ def test_flat_features_are_those_of_torch(operations, monkeypatch, numbers: int,
 
 
 def test_the_columns_added_to_flat_are_zero() -> None:
-    flat, _ = flatten(torch.ones(3, 2, 5), torch.ones(3, 1))
+    flat = lay_out(torch.ones(3, 2, 5), torch.ones(3, 1)).flat
     assert flat.shape == (3, 16) and flat[:, :11].eq(1).all() and flat[:, 11:].eq(0).all()
 
 
 def test_pairs_alone_have_a_gradient(operations, monkeypatch) -> None:
     def pairs_alone() -> list[Tensor]:
         fields = torch.randn(9, 4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-        flatten(fields, torch.zeros(9, 0), pairs=True)[1].sum().backward()
+        lay_out(fields, torch.zeros(9, 0), pairs=True).pair_sum.sum().backward()
         return [fields.grad]
 
     close(both(monkeypatch, pairs_alone))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [7, WIDTH])
+@pytest.mark.parametrize("used", [("flat",), ("pair_sum",), ("fields",), ("fields", "flat", "pair_sum")], ids="-".join)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_rows_looked_up_in_all_forms_are_those_of_torch(
+        operations, monkeypatch, precision, width: int, used: tuple[str, ...], pruned: bool) -> None:
+    def looked_up() -> list[Tensor]:
+        torch.manual_seed(0)
+        table = Table(VALUES, width, sd=1.0)
+        if pruned:
+            table.prune(torch.rand(VALUES, width) < 0.5)
+        lookup, numeric = Lookup(zipf(BATCH * FIELDS, VALUES), None, (BATCH, FIELDS)), torch.randn(BATCH, 3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            forms = look_up(table, lookup, numeric, pairs=True)
+        pulled = [(getattr(forms, name) * torch.randn(getattr(forms, name).shape).to(getattr(forms, name).dtype)).sum()
+                  for name in used]
+        torch.stack([p.float() for p in pulled]).sum().backward()
+        assert table.weight.grad is not None
+        return [*(form.detach() for form in forms), table.weight.grad.to_dense()]
+
+    close(both(monkeypatch, looked_up), 1e-5 if precision == torch.float32 else 1e-4)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -201,8 +225,12 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             gradient = table.cos().repeat(len(lookup) // 4096 + 1, 1)[:len(lookup)].contiguous()
             rows, order, begins = operations.group(lookup)
             hidden = gradient[:4096].bfloat16()
-            return [rows, order, begins, operations.gather(table, lookup),
-                    operations.field_sums_backward(gradient[:4096].contiguous(), order, begins, batch.ids.shape[1]),
+            f = batch.ids.shape[1]
+            numeric = table[:, :3].contiguous()
+            fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True)
+            return [rows, order, begins, operations.gather(table, lookup), fields, flat, sums, total,
+                    operations.gather_flat_backward(flat, fields, sums, fields, total, order, begins),
+                    operations.field_sums_backward(gradient[:4096].contiguous(), order, begins, f),
                     *operations.relu_backward(hidden, hidden.flip(0).contiguous()),
                     *operations.dot_backward(table[:, 0].contiguous(), gradient[:4096].contiguous(), table[1].clone())]
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctrmodels.archspec import ArchSpec, PerField, Uniform, ValueMask, all_pairs
+from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, PerField, Uniform, ValueMask, all_pairs
 from ctrmodels.data.planted import planted_widths
 from ctrmodels.search import Host, random_control
 
@@ -24,6 +24,27 @@ def test_random_widths_cost_the_same_within_two_percent_and_differ():
         assert draw.alloc.dims != spec.alloc.dims
         assert cost(draw) == pytest.approx(cost(spec), rel=0.02)
     assert len({d.alloc.dims for d in draws}) > 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_random_widths_of_buckets_cost_the_same_and_keep_the_buckets(shared: bool):
+    n = len(SCHEMA.id_spaces)
+    alloc = PerBucket(((10, 40),) * n, ((16, 8, 2),) * (n // 2) + ((8, 2, 0),) * (n - n // 2), shared)
+    spec = ArchSpec.of(SCHEMA, "x", 16, alloc=alloc, config={"candidates": (0, 2, 8, 16)})
+    for seed in range(3):
+        draw = random_control(spec, SCHEMA, seed)
+        assert draw.alloc.cuts == alloc.cuts and draw.alloc.shared == shared and draw.alloc.dims != alloc.dims
+        assert cost(draw) == pytest.approx(cost(spec), rel=0.02)
+
+
+def test_random_dimensions_cost_the_same_and_their_numbers_differ():
+    mask = np.zeros((len(SCHEMA.id_spaces), 16), bool)
+    mask[:3, :12] = mask[3:, 5:7] = True
+    spec = ArchSpec.of(SCHEMA, "x", 16, alloc=FieldDimMask(mask))
+    draw = random_control(spec, SCHEMA, 0)
+    assert cost(draw) == pytest.approx(cost(spec), rel=0.02)
+    assert sorted(draw.alloc.mask.sum(1)) != sorted(mask.sum(1))
+    assert any(not row[:row.sum()].all() for row in draw.alloc.mask)  # not always the first dimensions
 
 
 def test_a_random_mask_keeps_as_many_values_and_the_same_initial_ones():

@@ -12,7 +12,7 @@ from every_kind import DIM, SCHEMA, build, draw
 from torch.nn import functional as F
 
 from ctrmodels import metrics
-from ctrmodels.archspec import ArchSpec, PerField, ValueMask
+from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, PerField, ValueMask
 from ctrmodels.data import Field, Objective, Rows, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.nn.attention import InterestPooling
@@ -141,7 +141,9 @@ def embeddings() -> dict[str, FieldEmbedding]:
     mask = np.random.default_rng(0).random((SCHEMA.total_vocab, DIM)) < 0.5
     allocations = {"uniform": ArchSpec.dense(SCHEMA, DIM).alloc, "masked": ValueMask(mask, np.ones(mask.shape)),
                    "projected": PerField((DIM, 2, 0, 3)), "full width": PerField((2, DIM, 2, DIM)),
-                   "absent": PerField((2, 0, DIM, 0))}
+                   "absent": PerField((2, 0, DIM, 0)),
+                   "buckets": PerBucket(((1,),) * 4, ((DIM, 2),) * 4),
+                   "dimensions": FieldDimMask(np.random.default_rng(1).random((4, DIM)) < 0.5)}
     torch.manual_seed(0)
     return {name: build_embedding(SCHEMA, ArchSpec.of(SCHEMA, "test", DIM, alloc=alloc, interactions=()))
             for name, alloc in allocations.items()}
