@@ -42,8 +42,8 @@ class Task:
     batch: int
     rows: int
     threads: int
-    rate: float
-    device: str
+    rate: float = 1e-3
+    device: str = "cpu"
     result: dict[str, Any] = field(default_factory=dict)
 
     def columns(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

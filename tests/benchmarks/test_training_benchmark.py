@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.contestants import bound, ours
-from benchmarks.contestants.common import Task
+from benchmarks.contestants.common import LATENCY_BATCHES, Task
 from benchmarks.training import SETTINGS, Setting, table
 from ctrmodels import metrics
 from ctrmodels.data.planted import display_log
@@ -33,12 +33,14 @@ def test_the_log_is_learnable_and_reproducible(log: Path) -> None:
 
 @pytest.mark.parametrize("model", ["deepfm", "dcnv2"])
 def test_an_epoch_is_timed_and_scored(log: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["ours", "--precision", "fp32"])
-    monkeypatch.setattr("benchmarks.contestants.common.LATENCY_BATCHES", (1,))
+    monkeypatch.setattr(sys, "argv", ["ours", "--precision", "fp32", "--onnx"])
+    for module in ("common", "ours"):
+        monkeypatch.setattr(f"benchmarks.contestants.{module}.LATENCY_BATCHES", (1,))
     task = Task(log, model, (8,), 512, 6000, 1)
     ours.train(task)
     assert task.result["samples_per_s"] > 0 and 0.45 < task.result["auc"] < 0.9
-    assert task.result["latency_ms_1"] > 0
+    assert 0.45 < task.result["valid_auc"] < 0.9
+    assert all(task.result[f"{name}_ms_1"] > 0 for name in ("latency", "onnx", "scorer"))
 
 
 def test_the_bound_counts_every_product(log: Path) -> None:
@@ -48,13 +50,15 @@ def test_the_bound_counts_every_product(log: Path) -> None:
     assert task.result["samples_per_s_fp32"] > 0
 
 
-def test_ratios_are_to_the_fastest_peer() -> None:
+def test_ratios_are_to_the_fastest_peer_and_auc_is_that_of_the_rate_chosen_on_valid() -> None:
     def result(speed: float) -> list[dict[str, float]]:
-        return [{"samples_per_s": speed, "samples_per_cpu_s": speed, "peak_mb": 1, "auc": 0.7,
-                 **{f"latency_ms_{n}": 1.0 for n in (1, 100, 4096)}}]
+        return [{"rate": rate, "samples_per_s": speed, "samples_per_cpu_s": speed, "peak_mb": 1, "valid_auc": valid,
+                 "auc": auc, **{f"{k}_ms_{n}": 1.0 for k in ("latency", "onnx", "scorer") for n in LATENCY_BATCHES}}
+                for rate, valid, auc in ((0.001, 0.71, 0.72), (0.002, 0.72, 0.7))]
 
     bounds = [{f"{k}_{d}": 1000.0 for k in ("samples_per_s", "gflops") for d in ("fp32", "bf16")}]
     text = table(Setting("deepfm", "8", 4), {"ours": result(600), "ours fp32": result(450), "bound": bounds,
                                              "FuxiCTR": result(100), "torch-rechub": result(50)})
-    assert "| ours | 0.6 | 0.6 | 6.00 | 60% |" in text and "| torch-rechub | 0.1 | 0.1 | 0.50 |" in text
+    assert "| ours | 0.6 | 0.6 | 6.00 | 60% | 1 | 0.002 | 0.7000 |" in text
+    assert "| torch-rechub | 0.1 | 0.1 | 0.50 |" in text
     assert len({s.name for s in SETTINGS.values()}) == 6
