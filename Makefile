@@ -28,7 +28,7 @@ test-slow: setup-test  ## the calibrated and long tests
 lint: setup-test  ## ruff and mypy
 	@ruff check . && mypy
 
-bench: setup-test .venv-peers/installed  ## training speed beside the peers (an hour on two cores)
+bench: setup-test .venv-peers/installed  ## training speed beside the peers (hours on two cores)
 	@python -m benchmarks.training --peers .venv-peers/bin/python
 
 .venv-peers/installed: benchmarks/peers.txt constraints.txt

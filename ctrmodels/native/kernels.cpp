@@ -1,5 +1,5 @@
 // The steps of a training that no operation of torch does in one pass over memory. All run on a CPU, in float32
-// unless said otherwise, and give the same bits whatever the number of threads: a sum is never split between threads.
+// unless said otherwise, and give the same bits whatever the number of threads, which never decides how a sum is split.
 //
 // Notation: n look-ups, U distinct rows among them, V rows of a table, D width, B rows of a batch, F fields.
 
