@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ctrmodels.data.schema import ROLES, Schema
 from ctrmodels.errors import InputError, RoleError
+from ctrmodels.native import kernels
 
 PADDING = -1
 
@@ -47,8 +48,11 @@ class Batch:
         return self.each(lambda column: column.to(device))
 
     def select(self, index: Tensor) -> Batch:
-        """Rows ``index``, int64 [n], in that order."""
-        return self.each(lambda column: column.index_select(0, index))
+        """Rows ``index``, integers [n], in that order."""
+        columns = [self.ids, self.numeric, *self.sequences.values(), self.labels, self.position]
+        compiled = kernels(*columns, index)
+        found = iter(compiled.take(columns, index.int().contiguous()) if compiled else [c.index_select(0, index) for c in columns])
+        return self.each(lambda _: next(found))
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:

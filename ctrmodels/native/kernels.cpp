@@ -192,6 +192,44 @@ Tensor field_sums_backward(const Tensor& gradient, const Tensor& order, const Te
   return result;
 }
 
+// Rows index int32 [n] of columns of any type, each [N, ...]: one pass fetches the rows of all columns ahead.
+std::vector<Tensor> take(at::TensorList columns, const Tensor& index) {
+  check(index, at::kInt, 1, "index");
+  struct Column {
+    const char* from;
+    char* to;
+    int64_t bytes;
+  };
+  constexpr int64_t kLine = 64;
+  const int64_t n = index.numel(), height = columns.empty() ? 0 : columns[0].size(0);
+  std::vector<Tensor> found;
+  std::vector<Column> copies;
+  int64_t total = 0;
+  for (const Tensor& column : columns) {
+    TORCH_CHECK(column.device().is_cpu() && column.is_contiguous() && column.size(0) == height,
+                "columns have to be contiguous, on the CPU and of one length");
+    auto shape = column.sizes().vec();
+    shape[0] = n;
+    found.push_back(at::empty(shape, column.options()));
+    const int64_t bytes = height ? static_cast<int64_t>(column.nbytes()) / height : 0;
+    copies.push_back({static_cast<const char*>(column.const_data_ptr()), static_cast<char*>(found.back().data_ptr()), bytes});
+    total += bytes;
+  }
+  const int32_t* rows = index.const_data_ptr<int32_t>();
+  at::parallel_for(0, n, grain(total / sizeof(float)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = row_at(rows, i, height);
+      for (const Column& c : copies) {
+        if (i + kAheadRows < end)
+          for (int64_t at = 0; at < c.bytes; at += kLine)
+            __builtin_prefetch(c.from + rows[i + kAheadRows] * c.bytes + at);
+        std::memcpy(c.to + i * c.bytes, c.from + row * c.bytes, c.bytes);
+      }
+    }
+  });
+  return found;
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Optimisers of touched rows
 
@@ -540,12 +578,22 @@ void dot_rows(const T* x, const float* weight, float bias, float* result, int64_
 float narrowed(float value, float) { return value; }
 uint16_t narrowed(float value, uint16_t) { return c10::detail::round_to_nearest_even(value); }
 
-template <typename T>
+// Rectified: of a dot product with the output of a ReLU, whose gradient in turn is wanted; of_bias are its sums.
+template <bool kRectified, typename T>
 void spread_rows(const float* gradient, const T* x, const float* weight, T* result, float* sums, int64_t b, int64_t w) {
-  sum_over_parts(b, w, sums, [&](int64_t i, float* sum) {
+  sum_over_parts(b, kRectified ? 2 * w : w, sums, [&](int64_t i, float* sum) {
+    const float g = gradient[i];
+    const T* __restrict__ row = x + i * w;
+    T* __restrict__ out = result + i * w;
+    float* __restrict__ of_weight = sum;
+    float* __restrict__ of_bias = sum + w;
     for (int64_t j = 0; j < w; ++j) {
-      result[i * w + j] = narrowed(gradient[i] * weight[j], T());
-      sum[j] += gradient[i] * widened(x[i * w + j]);
+      const float value = widened(row[j]);
+      const T spread = narrowed(g * weight[j], T());
+      const T kept = !kRectified || value > 0.0f ? spread : T(0);
+      out[j] = kept;
+      of_weight[j] += g * value;
+      if (kRectified) of_bias[j] += widened(kept);
     }
   });
 }
@@ -568,29 +616,45 @@ Tensor dot(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return result;
 }
 
-// Its gradients: of x, in x's type, and of weight.
-std::tuple<Tensor, Tensor> dot_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
+template <bool kRectified>
+std::tuple<Tensor, Tensor> spread(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
   check(gradient, at::kFloat, 1, "gradient");
   check(x, x.scalar_type(), 2, "x");
   check(weight, at::kFloat, 1, "weight");
-  TORCH_CHECK(gradient.numel() == x.size(0) && weight.numel() == x.size(1), "shapes do not fit");
-  Tensor result = at::empty(x.sizes(), x.options()), sums = at::empty(weight.sizes(), weight.options());
-  const float *g = gradient.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
+  const int64_t b = x.size(0), w = x.size(1);
+  TORCH_CHECK(gradient.numel() == b && weight.numel() == w, "shapes do not fit");
+  Tensor result = at::empty(x.sizes(), x.options()), sums = at::empty({kRectified ? 2 : 1, w}, weight.options());
+  const float *g = gradient.const_data_ptr<float>(), *v = weight.const_data_ptr<float>();
   float* sum = sums.mutable_data_ptr<float>();
   if (x.scalar_type() == at::kBFloat16)
-    spread_rows(g, bits(x), w, writable_bits(result), sum, x.size(0), x.size(1));
+    spread_rows<kRectified>(g, bits(x), v, writable_bits(result), sum, b, w);
   else
-    spread_rows(g, x.const_data_ptr<float>(), w, result.mutable_data_ptr<float>(), sum, x.size(0), x.size(1));
+    spread_rows<kRectified>(g, x.const_data_ptr<float>(), v, result.mutable_data_ptr<float>(), sum, b, w);
   return {result, sums};
 }
 
-// Backward of y = relu(z): the gradient of z, [B, W] as y, and its sum over the rows, float32 [W].
-std::tuple<Tensor, Tensor> relu_backward(const Tensor& gradient, const Tensor& output) {
+// Its gradients: of x, in x's type, and of weight.
+std::tuple<Tensor, Tensor> dot_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
+  auto [result, sums] = spread<false>(gradient, x, weight);
+  return {result, sums[0]};
+}
+
+// The same where x = relu(z): the gradient of z, that of weight, and the sum of the first over the rows.
+std::tuple<Tensor, Tensor, Tensor> dot_relu_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight) {
+  auto [result, sums] = spread<true>(gradient, x, weight);
+  return {result, sums[0], sums[1]};
+}
+
+// Backward of y = relu(z): the gradient of z, [B, W] as y, into result, which may be the gradient of y itself; its sum
+// over the rows, float32 [W].
+Tensor relu_backward(const Tensor& gradient, const Tensor& output, const Tensor& result) {
   check(output, output.scalar_type(), 2, "output");
-  check(gradient, output.scalar_type(), 2, "gradient");
-  TORCH_CHECK(gradient.sizes() == output.sizes(), "shapes differ");
-  Tensor result = at::empty(output.sizes(), output.options()), sums = at::empty({output.size(1)}, output.options().dtype(at::kFloat));
+  for (const Tensor& t : {gradient, result}) {
+    check(t, output.scalar_type(), 2, "gradient");
+    TORCH_CHECK(t.sizes() == output.sizes(), "shapes differ");
+  }
   const int64_t b = output.size(0), w = output.size(1);
+  Tensor sums = at::empty({w}, output.options().dtype(at::kFloat));
   float* sum = sums.mutable_data_ptr<float>();
   if (output.scalar_type() == at::kBFloat16) {
     rectify(bits(gradient), bits(output), writable_bits(result), sum, b, w);
@@ -598,7 +662,7 @@ std::tuple<Tensor, Tensor> relu_backward(const Tensor& gradient, const Tensor& o
     rectify(gradient.const_data_ptr<float>(), output.const_data_ptr<float>(), result.mutable_data_ptr<float>(), sum,
             b, w);
   }
-  return {result, sums};
+  return sums;
 }
 
 }  // namespace
@@ -623,7 +687,9 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def(
       "gather_flat_backward(Tensor? flat, Tensor? fields_gradient, Tensor? pair_gradient, Tensor fields, Tensor total, "
       "Tensor order, Tensor begins) -> Tensor");
-  m.def("relu_backward(Tensor gradient, Tensor output) -> (Tensor result, Tensor sums)");
+  m.def("dot_relu_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums, Tensor bias)");
+  m.def("relu_backward(Tensor gradient, Tensor output, Tensor(a!) result) -> Tensor sums");
+  m.def("take(Tensor[] columns, Tensor index) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
@@ -640,5 +706,7 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("dot_backward", dot_backward);
   m.impl("gather_flat", gather_flat);
   m.impl("gather_flat_backward", gather_flat_backward);
+  m.impl("dot_relu_backward", dot_relu_backward);
   m.impl("relu_backward", relu_backward);
+  m.impl("take", take);
 }

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ctrmodels.native import compiled, kernels
@@ -21,21 +22,58 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-class _LinearReLU(torch.autograd.Function):
-    """``relu(x W^T + b)`` without a pass of its own for bias or activation, in either direction."""
+class _Layers(torch.autograd.Function):
+    """``relu(x W^T + b)``, layer after layer, then perhaps ``x w + b`` for one output, as a single node of the graph.
+
+    Neither a bias nor an activation takes a pass over memory of its own, and gradients that nobody else sees are
+    overwritten.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        y = torch.ops.mkldnn._linear_pointwise(x, weight, bias.to(x.dtype), "relu", [], "")
-        ctx.save_for_backward(x, weight, y)
-        return cast(Tensor, y)
+    def forward(ctx: Any, x: Tensor, head: bool, *parameters: Tensor) -> Tensor:
+        outputs, weights = [x], []
+        layers = parameters[:-2] if head else parameters
+        for weight, bias in zip(layers[::2], layers[1::2], strict=True):
+            weights.append(weight.to(x.dtype))
+            outputs.append(torch.ops.mkldnn._linear_pointwise(
+                outputs[-1], weights[-1], bias.to(x.dtype), "relu", [], ""))
+        if head:
+            weights.append(parameters[-2])
+        ctx.head = head
+        ctx.save_for_backward(*outputs, *weights)
+        if not head:
+            return outputs[-1]
+        return cast(Tensor, compiled().dot(outputs[-1], parameters[-2].view(-1), parameters[-1]).unsqueeze(1))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight, y = ctx.saved_tensors
-        gradient, bias = compiled().relu_backward(gradients[0].contiguous(), y)
-        # x^T g is the form of this product that both BLAS libraries of torch compute fastest.
-        return gradient @ weight if ctx.needs_input_grad[0] else None, (x.t() @ gradient).t(), bias
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        depth = len(ctx.saved_tensors) // 2
+        outputs = ctx.saved_tensors[:-depth] if ctx.head else ctx.saved_tensors[:depth + 1]
+        weights = ctx.saved_tensors[len(outputs):]
+        found: list[Tensor] = []
+        if ctx.head:
+            above = gradients[0].flatten().contiguous()
+            gradient, of_weight, of_bias = compiled().dot_relu_backward(above, outputs[-1], weights[-1].view(-1))
+            found += [above.sum(0, keepdim=True), of_weight.view_as(weights[-1])]
+        else:
+            gradient = torch.empty_like(outputs[-1])
+            of_bias = compiled().relu_backward(gradients[0].contiguous(), outputs[-1], gradient)
+        for layer in reversed(range(len(outputs) - 1)):
+            found += [of_bias, (gradient.t() @ outputs[layer]).float()]
+            if layer:
+                gradient = gradient @ weights[layer]
+                of_bias = compiled().relu_backward(gradient, outputs[layer], gradient)
+        return gradient @ weights[0] if ctx.needs_input_grad[0] else None, None, *reversed(found)
+
+
+def _computes(x: Tensor) -> torch.dtype | None:
+    """The type in which the compiled layers compute ``x`` [B, W] in training, ``None`` if torch's own have to."""
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    fits = dtype in (torch.float32, torch.bfloat16) and x.dim() == 2 and torch.is_grad_enabled()
+    return dtype if fits and kernels(x) else None
 
 
 class LinearReLU(nn.Linear):
@@ -43,11 +81,9 @@ class LinearReLU(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, W] → [B, H]."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        fits = dtype in (torch.float32, torch.bfloat16) and x.dim() == 2 and x.shape[1] == self.in_features
-        if fits and torch.is_grad_enabled() and kernels(x):
-            return cast(Tensor, _LinearReLU.apply(x.to(dtype).contiguous(), self.weight.to(dtype), self.bias))
+        dtype = _computes(x)
+        if dtype and x.shape[1] == self.in_features:
+            return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), False, self.weight, self.bias))
         return F.relu(super().forward(x))
 
 
@@ -106,3 +142,14 @@ class MLP(nn.Sequential):
             width = width_out
         super().__init__(*layers)
         self.width = width
+        # In training these are one node; a dropout between the layers makes them several.
+        self.whole = bool(hidden) and activation is None and not dropout and width_out in (None, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width_in] → [B, width]; float32 if it ends with the map to ``width_out``."""
+        dtype = _computes(x) if self.whole else None
+        if dtype is None or x.shape[1] != self[0].in_features:
+            return cast(Tensor, super().forward(x))
+        head = isinstance(self[-1], Logits)
+        return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), head, *(
+            p for layer in self for p in (layer.weight, layer.bias))))

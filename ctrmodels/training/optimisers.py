@@ -183,8 +183,8 @@ class Optimisers:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for parameter in self.parameters():
+            parameter.grad = None
 
     def step(self) -> None:
         """Update all parameters from their gradients."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ctrmodels import native
 from ctrmodels.archspec import ArchSpec
+from ctrmodels.data import Batch
 from ctrmodels.data.planted import planted_pairs
 from ctrmodels.nn.flat import flat_width, lay_out, look_up
 from ctrmodels.nn.table import Lookup, Table
@@ -190,19 +191,48 @@ def test_rows_looked_up_in_all_forms_are_those_of_torch(
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [3, BATCH, 5000])
-def test_layers_are_those_of_torch(operations, monkeypatch, precision, rows: int) -> None:
+@pytest.mark.parametrize("width_out", [None, 1, 2])
+@pytest.mark.parametrize("by_layer", [False, True], ids=["whole", "by_layer"])
+def test_layers_are_those_of_torch(operations, monkeypatch, precision, rows: int, width_out, by_layer: bool) -> None:
+    """Whether they are one node of the graph or one each, and whatever they end with."""
     def passed() -> list[Tensor]:
         torch.manual_seed(0)
-        net = MLP(37, (50, 33), width_out=1)
-        assert [type(m) for m in net] == [LinearReLU, LinearReLU, Logits]
+        net = MLP(37, (50, 33), width_out=width_out)
+        assert [type(m) for m in net] == [LinearReLU, LinearReLU, Logits][:len(net)]
         x = torch.randn(rows, 37, requires_grad=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            out = net(x)
-        assert out.dtype == torch.float32
-        out.square().sum().backward()
+            out = nn.Sequential(*net)(x) if by_layer else net(x)
+        (out.float().square() + out.float()).sum().backward()
         return [out.detach(), x.grad, *(p.grad for p in net.parameters())]
 
     close(both(monkeypatch, passed), 1e-4 if precision == torch.float32 else 0.03)
+
+
+def test_layers_leave_what_they_were_given_as_it_is(operations) -> None:
+    """Gradients are overwritten inside only: the input, and a gradient that another branch sees too, are not."""
+    torch.manual_seed(0)
+    net, x = MLP(8, (6, 5)), torch.randn(40, 8, requires_grad=True)
+    before, out = x.detach().clone(), net(x)
+    pulled = torch.ones_like(out)
+    out.backward(pulled)
+    assert torch.equal(x, before) and (pulled == 1).all()
+
+
+def test_rows_of_all_columns_are_those_of_torch(operations, monkeypatch) -> None:
+    columns = Batch(torch.arange(90, dtype=torch.int32).view(30, 3), torch.randn(30, 2),
+                    {"history": torch.arange(150, dtype=torch.int32).view(30, 5)}, torch.randn(30, 1),
+                    torch.arange(30, dtype=torch.int32))
+    index = torch.randint(30, (500,))
+
+    def taken() -> list[Tensor]:
+        found = columns.select(index)
+        return [found.ids, found.numeric, found.sequences["history"], found.labels, found.position]
+
+    ours, theirs = both(monkeypatch, taken)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b) and a.dtype == b.dtype
+    with pytest.raises(IndexError, match="row 30 of a table of 30"):
+        columns.select(torch.tensor([1, 30]))
 
 
 def test_a_layer_without_gradient_is_the_same_layer(operations) -> None:
@@ -231,7 +261,8 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             return [rows, order, begins, operations.gather(table, lookup), fields, flat, sums, total,
                     operations.gather_flat_backward(flat, fields, sums, fields, total, order, begins),
                     operations.field_sums_backward(gradient[:4096].contiguous(), order, begins, f),
-                    *operations.relu_backward(hidden, hidden.flip(0).contiguous()),
+                    operations.relu_backward(hidden, hidden.flip(0).contiguous(), torch.empty_like(hidden)),
+                    *operations.dot_relu_backward(table[:, 0].contiguous(), hidden, table[1].clone()),
                     *operations.dot_backward(table[:, 0].contiguous(), gradient[:4096].contiguous(), table[1].clone())]
         finally:
             torch.set_num_threads(before)
