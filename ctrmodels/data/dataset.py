@@ -51,7 +51,9 @@ class Batch:
         """Rows ``index``, integers [n], in that order."""
         columns = [self.ids, self.numeric, *self.sequences.values(), self.labels, self.position]
         compiled = kernels(*columns, index)
-        found = iter(compiled.take(columns, index.int().contiguous()) if compiled else [c.index_select(0, index) for c in columns])
+        if not compiled:
+            return self.each(lambda column: column.index_select(0, index))
+        found = iter(compiled.take(columns, index.int().contiguous()))
         return self.each(lambda _: next(found))
 
     @classmethod
