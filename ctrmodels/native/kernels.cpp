@@ -115,6 +115,22 @@ std::tuple<Tensor, Tensor, Tensor> group(const Tensor& index) {
   return {rows, order, begins};
 }
 
+// Where each look-up finds its row among the distinct ones: order and begins of group() -> int32 [n].
+Tensor places(const Tensor& order, const Tensor& begins) {
+  check(order, at::kInt, 1, "order");
+  check(begins, at::kInt, 1, "begins");
+  const int64_t n = order.numel(), u = begins.numel();
+  const int32_t *from = order.const_data_ptr<int32_t>(), *starts = begins.const_data_ptr<int32_t>();
+  Tensor result = at::empty({n}, order.options());
+  int32_t* to = result.mutable_data_ptr<int32_t>();
+  at::parallel_for(0, u, grain(n / std::max<int64_t>(1, u)), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t i = starts[k], stop = k + 1 < u ? starts[k + 1] : n; i < stop; ++i)
+        to[from[i]] = static_cast<int32_t>(k);
+  });
+  return result;
+}
+
 // Whether rows int64 [U] rise, which makes them distinct.
 bool rising(const Tensor& rows) {
   check(rows, at::kLong, 1, "rows");
@@ -300,6 +316,154 @@ void lazy_adam(const Tensor& table, const Tensor& first, const Tensor& second, c
       }
     }
   });
+}
+
+struct Stride {
+  float keep1, keep2, half1, half2;  // what is left of the moments after it, and in its middle
+};
+
+// A row's h steps of Adam at once, with the moments of their middle.
+template <bool kPushed, int64_t kWidth>
+void stride(float* __restrict__ value, float* __restrict__ mean, float* __restrict__ square, const float* __restrict__ g,
+            const Stride s, float scale, float root, float tiny, float pull, int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  for (int64_t j = 0; j < d; ++j) {
+    const float whole = kPushed ? pull * value[j] + g[j] : pull * value[j];
+    const float m = s.half1 * mean[j] + (1 - s.half1) * whole, v = s.half2 * square[j] + (1 - s.half2) * whole * whole;
+    mean[j] = s.keep1 * mean[j] + (1 - s.keep1) * whole;
+    square[j] = s.keep2 * square[j] + (1 - s.keep2) * whole * whole;
+    value[j] -= scale * m / (std::sqrt(v) * root + tiny);
+  }
+}
+
+// Adam whose decay is part of the gradient, which therefore moves a row at every step, touched or not: rows first make up
+// the steps since last int32 [V], several at a time and fewer right after a touch, then take one with their gradient if
+// there is one, and are then as after `step` steps. A stride moves a value by a quarter at most.
+void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second, const Tensor& last, const Tensor& rows,
+                  const std::optional<Tensor>& gradient, double rate, double beta1, double beta2, double eps,
+                  double decay, int64_t step) {
+  check(table, at::kFloat, 2, "table");
+  check(first, at::kFloat, 2, "first");
+  check(second, at::kFloat, 2, "second");
+  check(last, at::kInt, 1, "last");
+  check(rows, at::kLong, 1, "rows");
+  if (gradient) check_rows(table, rows, *gradient);
+  const int64_t width = table.size(1), height = table.size(0), u = rows.numel();
+  TORCH_CHECK(first.sizes() == table.sizes() && second.sizes() == table.sizes() && last.numel() == height,
+              "moments of another shape");
+  const int64_t longest = std::clamp<int64_t>(static_cast<int64_t>(0.25 / std::max(rate, 1e-6)), 1, 512);
+  std::vector<Stride> strides(longest + 1);
+  for (int64_t h = 1; h <= longest; ++h) {
+    const double all = static_cast<double>(h), half = (all + 1) / 2;
+    strides[h] = {static_cast<float>(std::pow(beta1, all)), static_cast<float>(std::pow(beta2, all)),
+                  static_cast<float>(std::pow(beta1, half)), static_cast<float>(std::pow(beta2, half))};
+  }
+  std::vector<float> size(2 * step + 2), unbias(2 * step + 2);  // by twice the step, since middles lie between steps
+  double left1 = 1, left2 = 1;
+  for (int64_t i = 1; i < 2 * step + 2; ++i) {
+    left1 *= std::sqrt(beta1);
+    left2 *= std::sqrt(beta2);
+    size[i] = static_cast<float>(rate / (1 - left1));
+    unbias[i] = static_cast<float>(1 / std::sqrt(1 - left2));
+  }
+  float *values = table.mutable_data_ptr<float>(), *means = first.mutable_data_ptr<float>(),
+        *squares = second.mutable_data_ptr<float>();
+  int32_t* taken = last.mutable_data_ptr<int32_t>();
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const float* from = gradient ? gradient->const_data_ptr<float>() : nullptr;
+  const float tiny = static_cast<float>(eps), pull = static_cast<float>(decay);
+  const auto free = width == 16 ? stride<false, 16> : stride<false, 0>;
+  const auto pushed = width == 16 ? stride<true, 16> : stride<true, 0>;
+  at::parallel_for(0, u, grain(8 * width), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) {
+        const int64_t ahead = row[k + kAheadRows] * width;
+        __builtin_prefetch(values + ahead, 1);
+        __builtin_prefetch(means + ahead, 1);
+        __builtin_prefetch(squares + ahead, 1);
+      }
+      const int64_t r = row_at(row, k, height), place = r * width;
+      const auto move = [&](const auto& by, int64_t at, int64_t h, const float* g) {
+        by(values + place, means + place, squares + place, g, strides[h],
+           static_cast<float>(h) * size[2 * at + h + 1], unbias[2 * at + h + 1], tiny, pull, width);
+      };
+      int64_t at = taken[r];
+      const int64_t stop = from ? step - 1 : step;
+      for (int64_t done = 0; at < stop;) {
+        const int64_t h = std::min({stop - at, longest, 1 + 2 * done});
+        move(free, at, h, nullptr);
+        at += h;
+        done += h;
+      }
+      if (from) move(pushed, at, 1, from + k * width);
+      taken[r] = static_cast<int32_t>(step);
+    }
+  });
+}
+
+// 1 / (1 + exp(-x)) within 2 units of the last place, 0 below -80, in operations that compilers do side by side.
+float logistic(float x) {
+  const float power = std::clamp(-x, -80.0f, 80.0f) * 1.44269504f;
+  const float whole = static_cast<float>(static_cast<int32_t>(power + (power < 0 ? -0.5f : 0.5f))), f = power - whole;
+  const float fraction = 1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * (
+      0.00961812911f + f * (0.00133335581f + f * 0.000154035304f)))));
+  const float y = 1.0f / (1.0f + fraction * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23));
+  return x < -80.0f ? 0.0f : y;
+}
+
+// Soft thresholds: rows int64 [U] of table [V, D] drawn towards zero by level = sigmoid(thresholds), and not beyond it.
+// thresholds are [V, D] or [V, 1], looked up by row. -> the rows [U, D], and their level.
+std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds, const Tensor& rows) {
+  check(table, at::kFloat, 2, "table");
+  check(thresholds, at::kFloat, 2, "thresholds");
+  check(rows, at::kLong, 1, "rows");
+  const int64_t u = rows.numel(), d = table.size(1), height = table.size(0), w = thresholds.size(1);
+  TORCH_CHECK(thresholds.size(0) == height && (w == d || w == 1), "shapes do not fit");
+  const float *from = table.const_data_ptr<float>(), *by = thresholds.const_data_ptr<float>();
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  Tensor result = at::empty({u, d}, table.options()), level = at::empty({u, w}, table.options());
+  float *to = result.mutable_data_ptr<float>(), *levels = level.mutable_data_ptr<float>();
+  at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) {
+        __builtin_prefetch(from + row[k + kAheadRows] * d);
+        __builtin_prefetch(by + row[k + kAheadRows] * w);
+      }
+      const int64_t r = row_at(row, k, height);
+      const float* __restrict__ x = from + r * d;
+      const float* __restrict__ s = by + r * w;
+      float* __restrict__ t = levels + k * w;
+      float* __restrict__ out = to + k * d;
+      for (int64_t j = 0; j < w; ++j) t[j] = logistic(s[j]);
+      for (int64_t j = 0; j < d; ++j) {
+        const float limit = t[w == 1 ? 0 : j];
+        out[j] = x[j] - std::min(std::max(x[j], -limit), limit);
+      }
+    }
+  });
+  return {result, level};
+}
+
+// Its gradients, [U, D] each, where level = sigmoid(s): of the rows, and of s by value.
+std::tuple<Tensor, Tensor> soften_backward(const Tensor& gradient, const Tensor& output, const Tensor& level) {
+  check(gradient, at::kFloat, 2, "gradient");
+  check(output, at::kFloat, 2, "output");
+  check(level, at::kFloat, 2, "level");
+  const int64_t u = output.size(0), d = output.size(1), w = level.size(1);
+  TORCH_CHECK(gradient.sizes() == output.sizes() && level.size(0) == u && (w == d || w == 1), "shapes do not fit");
+  Tensor of_rows = at::empty({u, d}, output.options()), of_level = at::empty({u, d}, output.options());
+  const float *g = gradient.const_data_ptr<float>(), *y = output.const_data_ptr<float>(), *t = level.const_data_ptr<float>();
+  float *pull = of_rows.mutable_data_ptr<float>(), *push = of_level.mutable_data_ptr<float>();
+  at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t j = 0; j < d; ++j) {
+        const int64_t i = k * d + j;
+        const float limit = t[w == 1 ? k : i], kept = y[i] != 0.0f ? g[i] : 0.0f;
+        pull[i] = kept;
+        push[i] = (y[i] > 0.0f ? -kept : kept) * (limit * (1.0f - limit));
+      }
+  });
+  return {of_rows, of_level};
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -669,6 +833,7 @@ Tensor relu_backward(const Tensor& gradient, const Tensor& output, const Tensor&
 
 TORCH_LIBRARY(ctrmodels, m) {
   m.def("group(Tensor index) -> (Tensor rows, Tensor order, Tensor begins)");
+  m.def("places(Tensor order, Tensor begins) -> Tensor");
   m.def("rising(Tensor rows) -> bool");
   m.def("gather(Tensor table, Tensor index) -> Tensor");
   m.def("field_sums(Tensor table, Tensor index, int fields) -> Tensor");
@@ -677,6 +842,11 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def(
       "lazy_adam(Tensor(a!) table, Tensor(b!) first, Tensor(c!) second, Tensor rows, Tensor gradient, float rate, "
       "float beta1, float beta2, float eps, int step) -> ()");
+  m.def(
+      "coupled_adam(Tensor(a!) table, Tensor(b!) first, Tensor(c!) second, Tensor(d!) last, Tensor rows, Tensor? gradient, "
+      "float rate, float beta1, float beta2, float eps, float decay, int step) -> ()");
+  m.def("soften(Tensor table, Tensor thresholds, Tensor rows) -> (Tensor result, Tensor level)");
+  m.def("soften_backward(Tensor gradient, Tensor output, Tensor level) -> (Tensor of_rows, Tensor of_level)");
   m.def("flatten(Tensor fields, Tensor numeric, int width, bool pairs, bool bf16) -> (Tensor flat, Tensor pair_sum, Tensor total)");
   m.def("flatten_backward(Tensor flat_gradient, Tensor pair_gradient, Tensor fields, Tensor total) -> Tensor");
   m.def("dot(Tensor x, Tensor weight, Tensor bias) -> Tensor");
@@ -694,12 +864,16 @@ TORCH_LIBRARY(ctrmodels, m) {
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("group", group);
+  m.impl("places", places);
   m.impl("rising", rising);
   m.impl("gather", gather);
   m.impl("field_sums", field_sums);
   m.impl("field_sums_backward", field_sums_backward);
   m.impl("rowwise_adagrad", rowwise_adagrad);
   m.impl("lazy_adam", lazy_adam);
+  m.impl("coupled_adam", coupled_adam);
+  m.impl("soften", soften);
+  m.impl("soften_backward", soften_backward);
   m.impl("flatten", flatten);
   m.impl("flatten_backward", flatten_backward);
   m.impl("dot", dot);

@@ -59,7 +59,16 @@ def look_up(table: Table, lookup: Lookup, numeric: Tensor, pairs: bool = False) 
         return lay_out(table(lookup), numeric, pairs)
     width = flat_width(lookup.shape[1], table.weight.shape[1], numeric.shape[1])
     return LaidOut(*_LookUp.apply(
-        table.weight, lookup, table.mask, numeric.contiguous(), width, pairs, dtype == torch.bfloat16))
+        table.weight, lookup, table.mask, numeric.contiguous(), width, pairs, dtype == torch.bfloat16, False))
+
+
+def look_up_rows(rows: Tensor, lookup: Lookup, numeric: Tensor, pairs: bool = False) -> LaidOut:
+    """:func:`look_up` where ``rows`` [U, D] are those of ``lookup.segments.rows``, computed for this batch."""
+    if lookup.begins is not None or not _compiles(dtype := _dtype(numeric), rows, numeric):
+        return lay_out(lookup.means_of(rows), numeric, pairs)
+    width = flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1])
+    return LaidOut(*_LookUp.apply(
+        rows.contiguous(), lookup.compact, None, numeric.contiguous(), width, pairs, dtype == torch.bfloat16, True))
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -99,13 +108,16 @@ class _LayOut(torch.autograd.Function):
 
 
 class _LookUp(torch.autograd.Function):
-    """A table's rows in all forms; the gradient by rows comes from those of all forms in one pass."""
+    """A table's rows in all forms; the gradient by rows comes from those of all forms in one pass.
+
+    It is sparse unless the look-ups reach every row of the table.
+    """
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, lookup: Lookup, mask: Tensor | None, numeric: Tensor, width: int,
-                pairs: bool, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
+                pairs: bool, bf16: bool, every_row: bool) -> tuple[Tensor, Tensor, Tensor]:
         fields, flat, pair_sum, total = compiled().gather_flat(table, lookup.index, numeric, width, pairs, bf16)
-        ctx.lookup, ctx.mask, ctx.size = lookup, mask, table.shape
+        ctx.lookup, ctx.mask, ctx.size, ctx.every_row = lookup, mask, table.shape, every_row
         ctx.save_for_backward(fields, total)
         ctx.set_materialize_grads(False)
         return fields, flat, pair_sum
@@ -117,4 +129,4 @@ class _LookUp(torch.autograd.Function):
         segments = ctx.lookup.segments
         values = compiled().gather_flat_backward(
             flat, fields, pair_sum, saved, total, segments.order, segments.begins)
-        return by_rows(segments, values, ctx.size, ctx.mask), *[None] * 6
+        return values if ctx.every_row else by_rows(segments, values, ctx.size, ctx.mask), *[None] * 7

@@ -78,10 +78,27 @@ class Lookup:
         """The same bags of other rows: ``rows`` maps row numbers, elementwise."""
         return Lookup(rows(self.index), self.begins, self.shape)
 
-    def distinct(self) -> tuple[Tensor, Tensor]:
-        """int64 [U] distinct rows, and int32 [n]: where among them each look-up finds its row."""
-        rows, place = torch.unique(self.index, return_inverse=True)
-        return rows.long(), place.int()
+    @cached_property
+    def compact(self) -> Lookup:
+        """The same look-ups in a table of this batch's distinct rows alone, as ``segments.rows`` lists them."""
+        rows, order, begins = self.segments.rows, self.segments.order, self.segments.begins
+        compiled = kernels(order)
+        if compiled:
+            place = compiled.places(order, begins)
+        else:
+            counts = torch.cat([begins, begins.new_tensor([len(order)])]).diff()
+            place = torch.empty_like(order)
+            place[order.long()] = torch.repeat_interleave(counts, output_size=len(order)).int()
+        found = Lookup(place, self.begins, self.shape)
+        found.segments = Segments(torch.arange(len(rows), device=rows.device), order, self.segments.bags, begins)
+        return found
+
+    def means_of(self, rows: Tensor) -> Tensor:
+        """Mean of each bag's ``rows`` [U, D], which are those of ``segments.rows``: [B, F, D]."""
+        place = self.compact.index
+        if self.begins is None:
+            return F.embedding(place, rows).view(*self.shape, -1)
+        return F.embedding_bag(place, rows, self.begins, mode="mean").view(*self.shape, -1)
 
 
 def _grouped(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

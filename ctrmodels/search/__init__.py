@@ -3,7 +3,7 @@
 from ctrmodels.archspec import ArchSpec, Interaction, merge
 from ctrmodels.search.base import Found, Host, SearchMethod, SearchRows
 from ctrmodels.search.controls import random_control
-from ctrmodels.search.embedding import PEP, AutoDim, UniformWidth
+from ctrmodels.search.embedding import PEP, AutoDim, FrequencyRule, NarrowWidth, RareIds, UniformWidth
 from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline
 from ctrmodels.search.trial import retrain
 
@@ -15,8 +15,11 @@ __all__ = [
     "AutoFIS",
     "Baseline",
     "Found",
+    "FrequencyRule",
     "Host",
     "Interaction",
+    "NarrowWidth",
+    "RareIds",
     "SearchMethod",
     "SearchRows",
     "UniformWidth",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
 
 from ctrmodels.archspec import ArchSpec, merge
 from ctrmodels.data.dataset import Rows
@@ -14,7 +17,7 @@ from ctrmodels.training.trainer import TrainConfig
 from ctrmodels.zoo import HOSTS, MODELS, CTRModel, Sizes
 
 Part = Literal["embedding", "interaction"]
-Kind = Literal["searched", "control", "baseline"]
+Kind = Literal["searched", "rule", "control", "baseline"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,20 @@ class SearchRows:
         """The log's description."""
         return self.train.schema
 
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """int64 [total_vocab]: how often every id occurs on ``train``, in the layout of ``Schema.offsets``."""
+        schema, counts = self.schema, np.zeros(self.schema.total_vocab, np.int64)
+        for part in self.train.parts:
+            for place, field in enumerate(schema.id_fields):
+                start = schema.offsets[field.name]
+                counts[start:start + field.vocab] += np.bincount(part.ids[:, place], minlength=field.vocab)
+            for field in schema.sequence_fields:
+                if field.of is None:
+                    steps, start = part.sequences[field.name], schema.offsets[field.name]
+                    counts[start:start + field.vocab] += np.bincount(steps[steps >= 0], minlength=field.vocab)
+        return counts
+
     def both(self) -> Rows:
         """All rows of both roles, for one-level methods and retraining."""
         return Rows.concatenate([self.train, self.arch]) if len(self.arch) else self.train
@@ -101,8 +118,8 @@ class SearchMethod(Protocol):
     Attributes:
         name: its key.
         part: which part of an ArchSpec it speaks of.
-        kind: ``searched``; ``control``, the unsearched model that every search is compared with; or ``baseline``, a
-            plain model to stand beside them.
+        kind: ``searched``; ``rule``, an allocation that follows from counts alone; ``control``, the unsearched model
+            that every search is compared with; or ``baseline``, a plain model to stand beside them.
     """
 
     @property

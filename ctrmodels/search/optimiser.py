@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctrmodels.native import kernels
+from ctrmodels.training.optimisers import RowWise
+
 
 class GRDA(torch.optim.Optimizer):
     """Generalised regularised dual averaging: gradient steps whose iterates become exactly zero.
@@ -57,3 +60,82 @@ class GRDA(torch.optim.Optimizer):
                 state["v"].add_(x.grad, alpha=-group["gamma"])
                 x.copy_(torch.sign(state["v"]) * (state["v"].abs() - level).clamp_(min=0.0))
         return loss
+
+
+class CoupledAdam(RowWise):
+    """Adam with its decay inside the gradient, on tables of which a batch touches few rows.
+
+    The decay moves every row at every step, by about the learning rate whatever its weight is, since Adam
+    normalises it; PEP's thresholds rise by nothing else. A row that batches leave alone makes up what it missed when
+    it is next touched, or by :meth:`catch_up`: in strides, one step long right after a touch and longer as the
+    moments settle, none of which moves a value by more than a quarter. A row touched at every step takes exactly the
+    steps of ``torch.optim.Adam``.
+
+    "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
+
+    Args:
+        parameters: weights of tables.
+        lr, betas, eps: of Adam.
+        weight_decay: added to the gradient, times the value.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def update(self, table: Tensor, rows: Tensor, gradient: Tensor, state: dict[str, Tensor],
+               group: dict[str, Any]) -> None:
+        """See :class:`RowWise`."""
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+            state["last"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+        state["step"] += 1
+        self._move(table, rows, gradient, state, group)
+
+    @torch.no_grad()
+    def catch_up(self, every: int = 1) -> None:
+        """Bring every ``every``-th row of the tables to the present."""
+        for group in self.param_groups:
+            for table in group["params"]:
+                if self.state[table]:
+                    rows = torch.arange(0, len(table), every, device=table.device)
+                    self._move(table, rows, None, self.state[table], group)
+
+    @staticmethod
+    def _move(table: Tensor, rows: Tensor, gradient: Tensor | None, state: dict[str, Tensor],
+              group: dict[str, Any]) -> None:
+        (beta1, beta2), step = group["betas"], int(state["step"])
+        compiled = kernels(table)
+        if compiled:
+            compiled.coupled_adam(table, state["exp_avg"], state["exp_avg_sq"], state["last"], rows, gradient,
+                                  group["lr"], beta1, beta2, group["eps"], group["weight_decay"], step)
+            return
+        whole = (table, state["exp_avg"], state["exp_avg_sq"])
+        value, mean, square = (t.index_select(0, rows) for t in whole)
+        at = state["last"].index_select(0, rows).double().unsqueeze(1)
+
+        def move(strides: Tensor, pushed: Tensor | None) -> None:
+            """Every row by its number of steps [U, 1], which may be none, from ``at`` on."""
+            pull = group["weight_decay"] * value if pushed is None else group["weight_decay"] * value + pushed
+            half = (strides + 1) / 2
+            keep = [(beta**half).float() for beta in (beta1, beta2)]
+            size = strides * group["lr"] / (1 - beta1 ** (at + half))
+            root = torch.sqrt(keep[1] * square + (1 - keep[1]) * pull.square()) / (1 - beta2 ** (at + half)).sqrt()
+            value.sub_((size * (keep[0] * mean + (1 - keep[0]) * pull) / (root + group["eps"])).float())
+            for moment, beta, x in ((mean, beta1, pull), (square, beta2, pull.square())):
+                left = (beta**strides).float()
+                moment.mul_(left).add_((1 - left) * x)
+            at.add_(strides)
+
+        longest = min(max(int(0.25 / max(group["lr"], 1e-6)), 1), 512)
+        stop, done = step - (gradient is not None), torch.zeros_like(at)
+        while bool((at < stop).any()):
+            strides = torch.minimum((1 + 2 * done).clamp(max=longest), stop - at)
+            move(strides, None)
+            done += strides
+        if gradient is not None:
+            move(torch.ones_like(at), gradient)
+        for t, part in zip(whole, (value, mean, square), strict=True):
+            t.index_copy_(0, rows, part)
+        state["last"][rows] = step

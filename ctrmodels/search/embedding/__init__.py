@@ -2,6 +2,7 @@
 
 from ctrmodels.search.embedding.autodim import AutoDim
 from ctrmodels.search.embedding.pep import PEP
+from ctrmodels.search.embedding.rules import FrequencyRule, NarrowWidth, RareIds
 from ctrmodels.search.embedding.uniform import UniformWidth
 
-__all__ = ["PEP", "AutoDim", "UniformWidth"]
+__all__ = ["PEP", "AutoDim", "FrequencyRule", "NarrowWidth", "RareIds", "UniformWidth"]

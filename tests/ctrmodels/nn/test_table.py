@@ -84,10 +84,14 @@ def test_pruned_values_are_zero_and_get_no_gradient() -> None:
     assert set(table.state_dict()) == {"weight", "mask"}
 
 
-def test_distinct_rows_give_the_look_ups_back() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_look_ups_in_the_batchs_own_rows_are_the_same_look_ups(compiled: bool, request) -> None:
+    if not compiled:
+        request.getfixturevalue("torch_alone")
     lookup = Layout(SCHEMA)(batch())
-    rows, place = lookup.distinct()
+    rows, place = lookup.segments.rows, lookup.compact.index
     assert torch.equal(rows[place.long()], lookup.index.long()) and len(set(rows.tolist())) == len(rows)
+    assert torch.equal(lookup.compact.segments.rows, torch.arange(len(rows)))
 
 
 def test_tables_of_a_network_are_found() -> None:

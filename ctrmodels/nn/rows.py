@@ -1,0 +1,193 @@
+"""Embeddings computed once for every row of a table that a batch touches, however often it is looked up.
+
+A search's relaxation transforms rows: thresholds, gates, masks, mixtures. The rows of a batch are a fraction of
+its look-ups, so that the transformation costs a fraction of what it would on the looked-up fields.
+
+Notation: B rows of a batch, F fields, U distinct rows of the table among its look-ups, S id spaces, D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ctrmodels import ranks
+from ctrmodels.data.dataset import Batch
+from ctrmodels.data.schema import Schema
+from ctrmodels.nn.embedding import FieldEmbedding
+from ctrmodels.nn.flat import LaidOut, look_up_rows
+from ctrmodels.nn.table import Lookup, Segments, Table, by_rows, steps_lookup
+
+
+@dataclass(frozen=True)
+class Touched:
+    """The distinct rows of one batch, in the layout of all id spaces.
+
+    Attributes:
+        segments: its look-ups, grouped by row.
+        bounds: int64 [S + 1], where each id space begins among the rows of the table.
+        n: number of look-ups.
+    """
+
+    segments: Segments
+    bounds: Tensor
+    n: int
+
+    @property
+    def rows(self) -> Tensor:
+        """int64 [U], rising."""
+        return self.segments.rows
+
+    @cached_property
+    def cuts(self) -> Tensor:
+        """int64 [S + 1]: where each id space begins among the U rows, which lie space after space."""
+        return torch.searchsorted(self.rows, self.bounds)
+
+    @cached_property
+    def spaces(self) -> Tensor:
+        """int64 [U]: the id space of every row."""
+        sizes = self.cuts.diff()
+        return torch.repeat_interleave(sizes, output_size=len(self.rows))
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """float32 [U]: look-ups of every row in this batch."""
+        begins = self.segments.begins
+        return torch.cat([begins, begins.new_tensor([self.n])]).diff().float()
+
+    def of(self, table: Table) -> Tensor:
+        """[U, D] rows of ``table``, whose gradient is sparse."""
+        return cast(Tensor, _Rows.apply(table.weight, self.segments, table.mask))
+
+    def by_space(self, values: Tensor) -> Tensor:
+        """[S, ...] → [U, ...]: to every row what its id space has."""
+        return cast(Tensor, _BySpace.apply(values.flatten(1), self)).view(len(self.rows), *values.shape[1:])
+
+    def space_sums(self, values: Tensor) -> Tensor:
+        """[U, D] → [S, D]: sums over the rows of each id space."""
+        return cast(Tensor, _SpaceSums.apply(values, self))
+
+
+class RowEmbedding(FieldEmbedding):
+    """Base of embeddings that are a function of the rows of tables over all id spaces.
+
+    Attributes:
+        bounds: int64 [S + 1], where each id space begins.
+    """
+
+    bounds: Tensor
+
+    def __init__(self, schema: Schema, dim: int) -> None:
+        super().__init__(schema, dim)
+        sizes = torch.tensor([0, *(f.vocab for f in schema.id_spaces)])
+        self.register_buffer("bounds", torch.cumsum(sizes, 0), persistent=False)
+        self.offsets = schema.offsets
+
+    @abstractmethod
+    def rows(self, touched: Touched) -> Tensor:
+        """[U, D] embeddings of the touched rows."""
+
+    def touched(self, lookup: Lookup) -> Touched:
+        """The distinct rows of ``lookup``."""
+        return Touched(lookup.segments, self.bounds, len(lookup.index))
+
+    def forward(self, batch: Batch, lookup: Lookup) -> Tensor:
+        """[B, F, D]."""
+        return lookup.means_of(self.rows(self.touched(lookup)))
+
+    def laid_out(self, batch: Batch, lookup: Lookup, numeric: Tensor, pairs: bool) -> LaidOut:
+        """See :class:`FieldEmbedding`."""
+        return look_up_rows(self.rows(self.touched(lookup)), lookup, numeric, pairs)
+
+    def steps(self, batch: Batch, name: str) -> Tensor:
+        """[B, L, D]."""
+        return self(batch, steps_lookup(batch.sequences[name], self.offsets[name]))
+
+
+class RowNorm(nn.Module):
+    """Batch normalisation of touched rows per id space and dimension, without scale and shift.
+
+    The statistics are those of the looked-up embeddings: a row counts as often as the batch looks it up. No later
+    layer can undo a gate behind it by a scale of its own.
+
+    Args:
+        n_spaces: S.
+        dim: D.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, n_spaces: int, dim: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(n_spaces, dim))
+        self.register_buffer("variance", torch.ones(n_spaces, dim))
+
+    def forward(self, x: Tensor, touched: Touched) -> Tensor:
+        """[U, D] → [U, D]."""
+        if not self.training:
+            return (x - touched.by_space(self.mean)) * touched.by_space((self.variance + self.eps).rsqrt())
+        weight = touched.counts.unsqueeze(1)
+        n = self._total(touched.space_sums(weight)).clamp(min=1.0)  # [S, 1]
+        centre = self._total(touched.space_sums(x * weight)) / n
+        centred = x - touched.by_space(centre)
+        variance = self._total(touched.space_sums(centred.square() * weight)) / n
+        with torch.no_grad():
+            seen = (n > 1).float() * self.momentum  # a space without look-ups keeps its statistics
+            self.mean.lerp_(centre, seen.expand_as(centre))
+            self.variance.lerp_(variance * n / (n - 1).clamp(min=1.0), seen.expand_as(centre))
+        return centred * touched.by_space((variance + self.eps).rsqrt())
+
+    @staticmethod
+    def _total(x: Tensor) -> Tensor:
+        return x if ranks.count() == 1 else ranks.mean(x) * ranks.count()
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a table; the gradient is sparse and holds those rows."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, segments: Segments, mask: Tensor | None) -> Tensor:
+        ctx.segments, ctx.mask, ctx.size = segments, mask, table.shape
+        return table.index_select(0, segments.rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return by_rows(ctx.segments, gradients[0].contiguous(), ctx.size, ctx.mask), None, None
+
+
+class _BySpace(torch.autograd.Function):
+    """A space's values for each of its rows; backward is :class:`_SpaceSums`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, touched: Touched) -> Tensor:
+        ctx.touched = touched
+        return values.index_select(0, touched.spaces)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _sums(gradients[0], ctx.touched), None
+
+
+class _SpaceSums(torch.autograd.Function):
+    """Sums over each space's rows; backward is :class:`_BySpace`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, touched: Touched) -> Tensor:
+        ctx.touched = touched
+        return _sums(values, touched)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].index_select(0, ctx.touched.spaces), None
+
+
+def _sums(values: Tensor, touched: Touched) -> Tensor:
+    """[U, D] → [S, D]; rows of a space lie side by side."""
+    return torch.segment_reduce(values.contiguous(), "sum", lengths=touched.cuts.diff(), axis=0, initial=0.0)
