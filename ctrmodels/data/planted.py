@@ -147,6 +147,28 @@ def planted_widths(seed: int, rows: int = 30_000, rank: int = 12, values: int = 
         "probability": encoded.by_role(p), "wide": [0, 1], "rank": rank})
 
 
+def planted_ranks(seed: int, rows: int = 40_000, values: int = 60, ranks: Sequence[int] = (1, 2, 6)) -> Planted:
+    """Pairs of fields whose interactions have different ranks.
+
+    Fields 2p and 2p + 1 interact through ``<z, z'>`` of ``ranks[p]`` factors, scaled to unit standard deviation, and
+    with no other field; ids are uniform. A search for embedding dimensions has to keep more of them where the rank is
+    higher.
+
+    Truth: ``rank``, that of every field.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(values, size=(rows, 2 * len(ranks)))
+    logit = np.zeros(rows)
+    for p, rank in enumerate(ranks):
+        left, right = rng.standard_normal((2, values, rank))
+        effect = left @ right.T
+        logit += ((effect - effect.mean()) / effect.std())[drawn[:, 2 * p], drawn[:, 2 * p + 1]]
+    p_true = _sigmoid(1.2 * logit)
+    encoded = _Encoded(drawn, [values] * 2 * len(ranks))
+    return encoded.planted((rng.random(rows) < p_true)[:, None], {
+        "probability": encoded.by_role(p_true), "rank": [r for r in ranks for _ in range(2)]})
+
+
 def planted_funnel(seed: int, rows: int = 120_000, users: int = 800, items: int = 800) -> Planted:
     """Clicks and conversions after clicks, where items that attract clicks convert less.
 

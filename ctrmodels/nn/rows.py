@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ctrmodels import ranks
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
+from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.flat import LaidOut, look_up_rows
 from ctrmodels.nn.table import Lookup, Segments, Table, by_rows, steps_lookup
@@ -129,20 +130,24 @@ class RowNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(n_spaces, dim))
         self.register_buffer("variance", torch.ones(n_spaces, dim))
 
-    def forward(self, x: Tensor, touched: Touched) -> Tensor:
-        """[U, D] → [U, D]."""
+    def forward(self, x: Tensor, touched: Touched, scale: Tensor) -> Tensor:
+        """[U, D] → [U, D], multiplied by each space's ``scale`` [S, D]."""
         if not self.training:
-            return (x - touched.by_space(self.mean)) * touched.by_space((self.variance + self.eps).rsqrt())
-        weight = touched.counts.unsqueeze(1)
-        n = self._total(touched.space_sums(weight)).clamp(min=1.0)  # [S, 1]
-        centre = self._total(touched.space_sums(x * weight)) / n
-        centred = x - touched.by_space(centre)
-        variance = self._total(touched.space_sums(centred.square() * weight)) / n
+            return (x - touched.by_space(self.mean)) * touched.by_space(scale * (self.variance + self.eps).rsqrt())
+        if kernels(x) and ranks.count() == 1:
+            out, centre, variance, n = _RowNorm.apply(x, scale, touched, self.eps)
+        else:
+            weight = touched.counts.unsqueeze(1)
+            n = self._total(touched.space_sums(weight)).clamp(min=1.0)  # [S, 1]
+            centre = self._total(touched.space_sums(x * weight)) / n
+            centred = x - touched.by_space(centre)
+            variance = self._total(touched.space_sums(centred.square() * weight)) / n
+            out = centred * touched.by_space(scale * (variance + self.eps).rsqrt())
         with torch.no_grad():
-            seen = (n > 1).float() * self.momentum  # a space without look-ups keeps its statistics
-            self.mean.lerp_(centre, seen.expand_as(centre))
-            self.variance.lerp_(variance * n / (n - 1).clamp(min=1.0), seen.expand_as(centre))
-        return centred * touched.by_space((variance + self.eps).rsqrt())
+            seen = ((n > 1).float() * self.momentum).expand_as(centre)  # a space without look-ups keeps its statistics
+            self.mean.lerp_(centre, seen)
+            self.variance.lerp_(variance * n / (n - 1).clamp(min=1.0), seen)
+        return out
 
     @staticmethod
     def _total(x: Tensor) -> Tensor:
@@ -160,6 +165,27 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return by_rows(ctx.segments, gradients[0].contiguous(), ctx.size, ctx.mask), None, None
+
+
+class _RowNorm(torch.autograd.Function):
+    """The training form of :class:`RowNorm` in few passes; only the first output has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, touched: Touched, eps: float) -> tuple[Tensor, ...]:
+        x, scale = x.contiguous(), scale.contiguous()
+        out, mean, variance, n = compiled().row_norm(x, touched.segments.begins, touched.n, touched.cuts, scale, eps)
+        ctx.touched, ctx.eps = touched, eps
+        ctx.save_for_backward(x, scale, mean, variance, n)
+        ctx.mark_non_differentiable(mean, variance, n)
+        return out, mean, variance, n.unsqueeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, scale, mean, variance, n = ctx.saved_tensors
+        of_x, of_scale = compiled().row_norm_backward(
+            gradients[0].contiguous(), x, ctx.touched.segments.begins, ctx.touched.n, ctx.touched.cuts, scale, mean,
+            variance, n, ctx.eps)
+        return of_x, of_scale, None, None
 
 
 class _BySpace(torch.autograd.Function):

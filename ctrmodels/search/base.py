@@ -83,13 +83,13 @@ class SearchRows:
         """int64 [total_vocab]: how often every id occurs on ``train``, in the layout of ``Schema.offsets``."""
         schema, counts = self.schema, np.zeros(self.schema.total_vocab, np.int64)
         for part in self.train.parts:
-            for place, field in enumerate(schema.id_fields):
-                start = schema.offsets[field.name]
-                counts[start:start + field.vocab] += np.bincount(part.ids[:, place], minlength=field.vocab)
-            for field in schema.sequence_fields:
-                if field.of is None:
-                    steps, start = part.sequences[field.name], schema.offsets[field.name]
-                    counts[start:start + field.vocab] += np.bincount(steps[steps >= 0], minlength=field.vocab)
+            for place, f in enumerate(schema.id_fields):
+                start = schema.offsets[f.name]
+                counts[start:start + f.vocab] += np.bincount(part.ids[:, place], minlength=f.vocab)
+            for f in schema.sequence_fields:
+                if f.of is None:
+                    steps, start = part.sequences[f.name], schema.offsets[f.name]
+                    counts[start:start + f.vocab] += np.bincount(steps[steps >= 0], minlength=f.vocab)
         return counts
 
     def both(self) -> Rows:

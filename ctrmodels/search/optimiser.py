@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrmodels.native import kernels
-from ctrmodels.training.optimisers import RowWise
+from ctrmodels.training.optimisers import RowWise, touched
 
 
 class GRDA(torch.optim.Optimizer):
@@ -44,6 +44,11 @@ class GRDA(torch.optim.Optimizer):
         group = self.param_groups[0]
         return group["c"] * group["gamma"] ** 0.5 * (t * group["gamma"]) ** group["mu"]
 
+    @property
+    def level(self) -> float:
+        """The threshold after the steps so far."""
+        return self.threshold(self.t)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step; all gates share the step counter."""
@@ -59,6 +64,25 @@ class GRDA(torch.optim.Optimizer):
                     state["v"] = x.detach().clone()
                 state["v"].add_(x.grad, alpha=-group["gamma"])
                 x.copy_(torch.sign(state["v"]) * (state["v"].abs() - level).clamp_(min=0.0))
+        return loss
+
+
+class RowGRDA(GRDA):
+    """:class:`GRDA` for gates of which a batch touches few: parameters are the accumulators v.
+
+    A gate is computed where it is read, from ``v`` and :attr:`level`, so that rows without a gradient need no step.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Move the accumulators of the rows that the last gradient touched."""
+        loss = closure() if closure is not None else None
+        self.t += 1
+        for group in self.param_groups:
+            for v in group["params"]:
+                if v.grad is not None:
+                    rows, gradient = touched(v.grad)
+                    v.index_add_(0, rows, gradient, alpha=-group["gamma"])
         return loss
 
 

@@ -15,7 +15,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.embedding import INIT_SD, FieldEmbedding
 from ctrmodels.nn.norm import BatchNorm
-from ctrmodels.nn.rows import RowEmbedding, Touched
+from ctrmodels.nn.rows import RowEmbedding, RowNorm, Touched
 from ctrmodels.nn.table import Lookup, Segments, Table, by_rows
 
 Granularity = Literal["global", "dimension", "field", "field_dimension", "value", "value_dimension"]
@@ -93,7 +93,7 @@ class SoftThresholdEmbedding(RowEmbedding):
     @torch.no_grad()
     def margins(self, every: int = 1) -> Tensor:
         """``|v| / sigmoid(s)`` [.., D] of every ``every``-th row: values above 1 are not zero."""
-        thresholds = self.parameter
+        thresholds: Tensor = self.parameter
         if self.granularity.startswith("field"):
             thresholds = torch.repeat_interleave(thresholds, self.bounds.diff(), 0)
         if len(thresholds) > 1:
@@ -101,41 +101,29 @@ class SoftThresholdEmbedding(RowEmbedding):
         return self.table.weight[::every].abs() / torch.sigmoid(thresholds)
 
 
-class MixtureEmbedding(FieldEmbedding):
-    """Every id space in all candidate widths at once, mixed by a probability per id space and width.
+class WidthChoice(nn.Module):
+    """A probability per id space and candidate width.
 
-    Candidate n of a field is looked up at width d_n, brought to the common width by a linear map, normalised
-    over the batch (per field and candidate, without scale and shift, so that no later layer can undo the
-    comparison), and weighted by p_n. "AutoDim: Field-aware Embedding Dimension Search in Recommender
-    Systems", WWW 2021, equations 1-5.
+    ``p = softmax((log softmax(theta) + G) / tau)`` with Gumbel noise G while training, without noise in evaluation.
+    "AutoDim: Field-aware Embedding Dimension Search in Recommender Systems", WWW 2021, equations 3-5.
 
     Args:
-        schema: the log.
-        candidates: the widths d_1 .. d_N; the largest is the common width.
+        n_spaces: S.
+        candidates: the widths d_1 .. d_N.
 
     Attributes:
-        theta: [S, N] architecture logits of the S id spaces; ``p = softmax((log softmax(theta) + G) / tau)``
-            with Gumbel noise G while training, without noise in evaluation.
+        theta: [S, N] architecture logits.
         temperature: tau.
         uniform: while True (warm-up) p is 1/N for all.
     """
 
-    def __init__(self, schema: Schema, candidates: Sequence[int]) -> None:
-        super().__init__(schema, max(candidates))
+    def __init__(self, n_spaces: int, candidates: Sequence[int]) -> None:
+        super().__init__()
         self.candidates = tuple(candidates)
-        spaces = schema.id_spaces
-        order = [*schema.id_fields, *schema.sequence_fields]
-        index = {f.name: i for i, f in enumerate(spaces)}
-        self.owner = [index[f.of or f.name] for f in order]
-        self.tables = nn.ModuleList(Table(schema.total_vocab, d, INIT_SD) for d in candidates)
-        self.projections = nn.ParameterList(
-            nn.Parameter(torch.empty(len(spaces), d, self.dim).uniform_(-1, 1) * (6 / (d + self.dim)) ** 0.5)
-            for d in candidates)
-        self.norms = nn.ModuleList(BatchNorm(len(order) * self.dim) for _ in candidates)
-        self.theta = nn.Parameter(torch.zeros(len(spaces), len(candidates)))
+        self.theta = nn.Parameter(torch.zeros(n_spaces, len(candidates)))
         self.temperature, self.uniform = 1.0, True
 
-    def probabilities(self) -> Tensor:
+    def forward(self) -> Tensor:
         """[S, N], rows sum to 1."""
         if self.uniform:
             return torch.full_like(self.theta, 1 / len(self.candidates)).detach()
@@ -145,20 +133,135 @@ class MixtureEmbedding(FieldEmbedding):
             logits = logits - torch.log(-torch.log(noise))
         return torch.softmax(logits / self.temperature, 1)
 
+    def chosen(self) -> tuple[int, ...]:
+        """The most probable width of every id space."""
+        best = self.theta.detach().argmax(1).cpu().numpy()
+        return tuple(int(d) for d in np.asarray(self.candidates)[best])
+
+
+class PrefixMixture(RowEmbedding):
+    """One table whose first d_n columns are candidate n, filled up with zeros.
+
+    Normalising a candidate normalises its columns, and candidates share them: the mixture is the normalised row, each
+    column weighted by the probability that the width reaches it. It costs hardly more than the table.
+
+    Args:
+        schema: the log.
+        candidates: the widths d_1 .. d_N; the largest is the common width D.
+    """
+
+    reach: Tensor
+
+    def __init__(self, schema: Schema, candidates: Sequence[int]) -> None:
+        super().__init__(schema, max(candidates))
+        self.choice = WidthChoice(len(schema.id_spaces), candidates)
+        self.table = Table(schema.total_vocab, self.dim, INIT_SD)
+        self.norm = RowNorm(len(schema.id_spaces), self.dim)
+        widths = torch.tensor(self.choice.candidates).unsqueeze(1)
+        self.register_buffer("reach", (torch.arange(self.dim) < widths).float(), persistent=False)  # [N, D]
+
+    def rows(self, touched: Touched) -> Tensor:
+        """[U, D]."""
+        scale = (self.choice().unsqueeze(2) * self.reach).sum(1)  # [S, D]
+        return self.norm(touched.of(self.table), touched, scale)
+
+
+class MixtureEmbedding(FieldEmbedding):
+    """Every id space in all candidate widths at once, mixed by a probability per id space and width.
+
+    Candidate n of a field is looked up at width d_n, brought to the common width by a linear map or by zeros,
+    normalised over the batch (per field and candidate, without scale and shift, so that no later layer can undo the
+    comparison), and weighted by p_n. "AutoDim: Field-aware Embedding Dimension Search in Recommender
+    Systems", WWW 2021, equations 1-5.
+
+    Args:
+        schema: the log.
+        candidates: the widths d_1 .. d_N; the largest is the common width.
+        shared: whether candidate n is the first d_n columns of one table; otherwise each has a table of its own.
+        projected: whether candidates are brought to the common width by linear maps; otherwise by zeros.
+    """
+
+    def __init__(self, schema: Schema, candidates: Sequence[int], shared: bool = False, projected: bool = True) -> None:
+        super().__init__(schema, max(candidates))
+        spaces = schema.id_spaces
+        order = [*schema.id_fields, *schema.sequence_fields]
+        index = {f.name: i for i, f in enumerate(spaces)}
+        self.owner = [index[f.of or f.name] for f in order]
+        self.choice, self.shared = WidthChoice(len(spaces), candidates), shared
+        self.tables = nn.ModuleList(
+            Table(schema.total_vocab, d, INIT_SD) for d in ([self.dim] if shared else candidates))
+        self.projections = nn.ParameterList(
+            nn.Parameter(torch.empty(len(spaces), d, self.dim).uniform_(-1, 1) * (6 / (d + self.dim)) ** 0.5)
+            for d in (candidates if projected else ()))
+        self.norms = nn.ModuleList(BatchNorm(len(order) * self.dim) for _ in candidates)
+
     def forward(self, batch: Batch, lookup: Lookup) -> Tensor:
         """[B, F, D]."""
-        p = self.probabilities()[self.owner]  # [F, N]
+        p = self.choice()[self.owner]  # [F, N]
+        tables = [table(lookup) for table in self.tables]  # [B, F, d_n] each
         mixed: Tensor | None = None
-        for n, (table, projection, norm) in enumerate(
-                zip(self.tables, self.projections, self.norms, strict=True)):
-            rows = table(lookup)  # [B, F, d_n]
-            wide = torch.einsum("bfi,fio->bfo", rows, projection[self.owner])  # [B, F, D]
+        for n, (width, norm) in enumerate(zip(self.choice.candidates, self.norms, strict=True)):
+            rows = tables[0][..., :width] if self.shared else tables[n]
+            if self.projections:
+                wide = torch.einsum("bfi,fio->bfo", rows, self.projections[n][self.owner])
+            else:
+                wide = F.pad(rows, (0, self.dim - width))
             scaled = norm(wide.flatten(1)).view_as(wide) * p[:, n].unsqueeze(1)
             mixed = scaled if mixed is None else mixed + scaled
         assert mixed is not None
         return mixed
 
-    def chosen(self) -> tuple[int, ...]:
-        """The most probable width of every id space."""
-        best = self.theta.detach().argmax(1).cpu().numpy()
-        return tuple(int(d) for d in np.asarray(self.candidates)[best])
+
+class GatedEmbedding(RowEmbedding):
+    """A gate on every dimension of a field or of an id, behind a normalisation that keeps embeddings from undoing it.
+
+    "AIM: Automatic Interaction Machine for Click-Through Rate Prediction", TKDE 2021, section 3.4 (embedding dimension
+    search): there the operands of every interaction are normalised, here the embedding that all of them read.
+
+    Args:
+        schema: the log.
+        dim: width D.
+        by_value: whether every id has gates of its own; otherwise an id space has.
+        init: where gates start.
+
+    Attributes:
+        gates: [S, D] gates; or, by value, the accumulators of dual averaging [V, D] as a table, of which
+            ``sign(v) max(|v| - level, 0)`` is the gate: so a gate that no batch touches needs no step.
+        level: the threshold of now.
+    """
+
+    def __init__(self, schema: Schema, dim: int, by_value: bool, init: float) -> None:
+        super().__init__(schema, dim)
+        self.table = Table(schema.total_vocab, dim, INIT_SD)
+        self.norm = RowNorm(len(schema.id_spaces), dim)
+        self.level = 0.0
+        if by_value:
+            self.gates: nn.Parameter | Table = Table(schema.total_vocab, dim)
+            nn.init.constant_(self.gates.weight, init)
+        else:
+            self.gates = nn.Parameter(torch.full((len(schema.id_spaces), dim), init))
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """What an optimiser of its own moves."""
+        return self.gates.weight if isinstance(self.gates, Table) else self.gates
+
+    def rows(self, touched: Touched) -> Tensor:
+        """[U, D]."""
+        values = touched.of(self.table)
+        if not isinstance(self.gates, Table):
+            return self.norm(values, touched, self.gates)
+        accumulated = touched.of(self.gates)
+        # Dual averaging adds up the gradients of the gate, also where it is zero: so a gate can come back.
+        gates = accumulated + (self.thresholded(accumulated) - accumulated).detach()
+        return self.norm(values, touched, torch.ones_like(self.norm.mean)) * gates
+
+    def thresholded(self, accumulated: Tensor) -> Tensor:
+        """The gates of accumulators."""
+        return torch.sign(accumulated) * (accumulated.abs() - self.level).clamp(min=0.0)
+
+    @torch.no_grad()
+    def kept(self) -> Tensor:
+        """bool [S, D] or [V, D]: which gates are not zero now."""
+        gates = self.gates
+        return self.thresholded(gates.weight) != 0 if isinstance(gates, Table) else gates != 0

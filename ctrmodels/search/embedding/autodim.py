@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 
-from ctrmodels import ranks
-from ctrmodels.archspec import ArchSpec, PerField
+from ctrmodels.archspec import Alloc, ArchSpec, FieldDimMask, PerField
 from ctrmodels.data.loader import endless
+from ctrmodels.data.schema import Schema
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
-from ctrmodels.search.relaxation import MixtureEmbedding
+from ctrmodels.search.bilevel import Order, set_gradients
+from ctrmodels.search.embedding.rules import check_widths
+from ctrmodels.search.relaxation import MixtureEmbedding, PrefixMixture
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -20,15 +23,21 @@ FINAL_TEMPERATURE = 0.01
 
 @dataclass(frozen=True)
 class AutoDim:
-    """Width per field by a Gumbel-softmax mixture, trained bi-level to first order.
+    """Width per field by a Gumbel-softmax mixture, trained bi-level.
 
     "AutoDim: Field-aware Embedding Dimension Search in Recommender Systems", WWW 2021. Weights learn from
-    ``train``; the architecture logits take a step on a batch of ``arch`` every ``every`` weight steps
-    (equation 7 with the one-step look-ahead left out). There is no penalty on size: small widths win where
-    they generalise better, so both kinds of step on the same rows would favour the widest.
+    ``train``; the architecture logits take a step on a batch of ``arch`` every ``every`` weight steps (equation 7).
+    As published there is no penalty on size: small widths win where they generalise better, so both kinds of step on
+    the same rows would favour the widest.
 
     Attributes:
         candidates: the widths to choose from, rising; the largest is at most the host's width.
+        layout: ``shared``, a candidate is the first columns of one table; or ``separate``, each has its own.
+        projection: how a candidate comes to the common width, in the search and in the retraining: ``zeros`` behind it,
+            or a ``linear`` map per field. A shared layout with zeros costs hardly more than plain training.
+        order: whether a step of the logits takes the weights as they are (``first``), or one step ahead (``second``),
+            which costs four more passes.
+        size_penalty: weight of the expected share of the dense table's values in the logits' loss; 0 = as published.
         learning_rate: of Adam on the architecture logits.
         warm_up: share of the planned steps in which all candidates weigh the same, since small widths learn
             faster at first.
@@ -38,9 +47,13 @@ class AutoDim:
     """
 
     candidates: tuple[int, ...] = (2, 4, 8, 16)
+    layout: Literal["shared", "separate"] = "shared"
+    projection: Literal["linear", "zeros"] = "zeros"
+    order: Order = "first"
+    size_penalty: float = 0.0
     learning_rate: float = 0.02
     warm_up: float = 0.2
-    every: int = 2
+    every: int = 10
     epochs: int = 6
 
     name: ClassVar[str] = "autodim"
@@ -52,41 +65,58 @@ class AutoDim:
         past = max(0.0, fraction - self.warm_up) / (1 - self.warm_up)
         return max(FINAL_TEMPERATURE, 1 - past * (1 - FINAL_TEMPERATURE))
 
+    def relaxation(self, schema: Schema) -> PrefixMixture | MixtureEmbedding:
+        """All candidates at once."""
+        if self.layout == "shared" and self.projection == "zeros":
+            return PrefixMixture(schema, self.candidates)
+        return MixtureEmbedding(schema, self.candidates, self.layout == "shared", self.projection == "linear")
+
+    def allocation(self, widths: tuple[int, ...], dim: int) -> Alloc:
+        """What the retraining builds of the chosen widths: brought to the common width as in the search."""
+        if self.projection == "linear":
+            return PerField(widths)
+        return FieldDimMask(np.arange(dim) < np.array(widths)[:, None])
+
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
         """Widths of every id space.
 
         Raises:
             ValueError: the widest candidate exceeds the host's width.
         """
-        if max(self.candidates) > host.dim:
-            raise ValueError(f"candidate width {max(self.candidates)} exceeds the host's {host.dim}")
+        check_widths(self.candidates, host)
         seed_everything(seed)
         schema, config = rows.schema, host.train
-        embedding = MixtureEmbedding(schema, self.candidates)
+        embedding = self.relaxation(schema)
+        choice = embedding.choice
         wide = ArchSpec.dense(schema, max(self.candidates))
         # Normalised candidates have the same norm whatever their tables hold: a penalty on it would only pull
         # the probabilities towards mixtures that cancel out.
         network = replace(host, l2=0.0).build(schema, wide, embedding)
         trainer = Trainer(network, config, Optimisers.of(
             network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
-            exclude=[embedding.theta]))
-        architecture = torch.optim.Adam([embedding.theta], lr=self.learning_rate)
+            exclude=[choice.theta]))
+        architecture = torch.optim.Adam([choice.theta], lr=self.learning_rate)
         train, arch = trainer.loader(rows.train, seed), endless(trainer.loader(rows.arch, seed))
+        ahead = endless(trainer.loader(rows.train, seed + 1)) if self.order == "second" else None
+        vocab = torch.tensor([float(f.vocab) for f in schema.id_spaces], device=trainer.device)
+        share = torch.outer(vocab, vocab.new_tensor(self.candidates)) / (vocab.sum() * max(self.candidates))
         planned = self.epochs * train.steps(0)
         found = Found({})
         for epoch in range(self.epochs):
             for step in trainer.epoch(train, epoch):
                 done = step.taken / planned
-                embedding.uniform, embedding.temperature = done < self.warm_up, self.temperature(done)
-                if not embedding.uniform and step.taken % self.every == 0:
-                    embedding.theta.grad, = torch.autograd.grad(trainer.loss(next(arch)), [embedding.theta])
-                    ranks.average_gradients([embedding.theta])
+                choice.uniform, choice.temperature = done < self.warm_up, self.temperature(done)
+                if not choice.uniform and step.taken % self.every == 0:
+                    set_gradients([choice.theta], trainer, next(arch), next(ahead) if ahead else None,
+                                  config.learning_rate)
+                    if self.size_penalty:
+                        (self.size_penalty * (torch.softmax(choice.theta, 1) * share).sum()).backward()
                     architecture.step()
-            share = torch.softmax(embedding.theta.detach(), 1).cpu().numpy()
-            found.trace.append({"epoch": epoch, "temperature": round(embedding.temperature, 6),
-                                "probability": share.round(6).tolist()})
+            probability = torch.softmax(choice.theta.detach(), 1).cpu().numpy()
+            found.trace.append({"epoch": epoch, "temperature": round(choice.temperature, 6),
+                                "probability": probability.round(6).tolist()})
         found.steps = trainer.taken
         found.specs[self.name] = ArchSpec.of(
-            schema, self.name, host.dim, alloc=PerField(embedding.chosen()), seed=seed,
+            schema, self.name, host.dim, alloc=self.allocation(choice.chosen(), host.dim), seed=seed,
             config=configuration(self))
         return found

@@ -1,0 +1,74 @@
+"""AIM-EDS: gates on embedding dimensions, driven to zero where a dimension does not help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from ctrmodels.archspec import Alloc, ArchSpec, FieldDimMask, ValueMask
+from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
+from ctrmodels.search.optimiser import GRDA, RowGRDA
+from ctrmodels.search.relaxation import GatedEmbedding
+from ctrmodels.training.optimisers import Optimisers
+from ctrmodels.training.trainer import Trainer, seed_everything
+
+
+@dataclass(frozen=True)
+class AIMEDS:
+    """Embedding dimensions by gates under GRDA, trained one-level with the weights.
+
+    "AIM: Automatic Interaction Machine for Click-Through Rate Prediction", TKDE 2021, embedding dimension search.
+    Dimensions whose gate is zero at the end are dropped; the retraining starts from scratch and has no gates.
+
+    Attributes:
+        granularity: gates per ``field_dimension``, as in the published code, or per ``value_dimension`` (every id its
+            own), as the text may be read.
+        target_threshold: GRDA's threshold at the last step, which decides how much goes.
+        gamma, mu: of GRDA. A gate of a field sums the gradients of all rows, that of an id those of its own rows, which
+            are fewer by far.
+        gate_init: where gates start.
+        epochs: passes over the rows.
+    """
+
+    granularity: Literal["field_dimension", "value_dimension"] = "field_dimension"
+    target_threshold: float = 1.6
+    gamma: float = 1.0
+    mu: float = 0.8
+    gate_init: float = 0.6
+    epochs: int = 6
+
+    name: ClassVar[str] = "aim_eds"
+    part: ClassVar[Part] = "embedding"
+    kind: ClassVar[Kind] = "searched"
+
+    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+        """The dimensions whose gates are not zero at the end."""
+        seed_everything(seed)
+        schema, config = rows.schema, host.train
+        by_value = self.granularity == "value_dimension"
+        embedding = GatedEmbedding(schema, host.dim, by_value, self.gate_init)
+        # Normalised rows have one norm, so that a penalty on it would act on the gates alone.
+        network = replace(host, l2=0.0).build(schema, ArchSpec.dense(schema, host.dim), embedding)
+        optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
+                                   config.table_learning_rate, exclude=[embedding.parameter])
+        trainer = Trainer(network, config, optimisers)
+        train = trainer.loader(rows.both(), seed)
+        selection = (RowGRDA if by_value else GRDA)(
+            [embedding.parameter], self.target_threshold, self.epochs * train.steps(0), self.gamma, self.mu)
+        optimisers.add(selection)
+        found = Found({})
+        for epoch in range(self.epochs):
+            for step in trainer.epoch(train, epoch):
+                embedding.level = selection.level if by_value else 0.0
+                found.steps = step.taken
+            found.trace.append({"epoch": epoch, "threshold": round(selection.level, 6),
+                                "kept": round(float(embedding.kept().float().mean()), 6)})
+        kept = embedding.kept().cpu().numpy()
+        alloc: Alloc = ValueMask(kept) if by_value else FieldDimMask(kept)
+        found.specs[self.name] = ArchSpec.of(schema, self.name, host.dim, alloc=alloc, seed=seed,
+                                             config=configuration(self))
+        if not by_value:
+            found.trace.append({"gates": np.round(embedding.parameter.detach().cpu().numpy(), 6).tolist()})
+        return found
