@@ -292,6 +292,30 @@ def _alloc(raw: dict[str, Any] | None, out_dim: int, folder: Path) -> Alloc | No
     raise ValueError(f"unknown allocation {raw['kind']!r}")
 
 
+def id_widths(spec: ArchSpec, schema: Schema) -> np.ndarray:
+    """float [total_vocab]: how many embedding values of its own every id has, in the layout of ``Schema.offsets``.
+
+    Raises:
+        ValueError: the spec does not speak of the embedding.
+    """
+    alloc, vocab = spec.alloc, [f.vocab for f in schema.id_spaces]
+    if isinstance(alloc, Uniform):
+        return np.full(schema.total_vocab, float(alloc.dim))
+    if isinstance(alloc, PerField):
+        return np.repeat(np.array(alloc.dims, float), vocab)
+    if isinstance(alloc, FieldDimMask):
+        return np.repeat(alloc.mask.sum(1).astype(float), vocab)
+    if isinstance(alloc, ValueMask):
+        return alloc.mask.sum(1).astype(float)
+    if isinstance(alloc, PerBucket):
+        widths = np.zeros(schema.total_vocab)
+        starts = np.cumsum([0, *vocab])
+        for space, begin, end, width, shared in alloc.buckets(schema):
+            widths[starts[space] + begin:starts[space] + end] = width / (end - begin) if shared else width
+        return widths
+    raise ValueError(f"the spec of {spec.method} does not speak of the embedding")
+
+
 def model_fields(schema: Schema) -> tuple[str, ...]:
     """Names of a model's fields in the order that interactions count them: id fields, then sequences."""
     return tuple(f.name for f in (*schema.id_fields, *schema.sequence_fields))

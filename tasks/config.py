@@ -19,7 +19,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 SOURCES = ("movielens-100k", "files", "simulated")
-EMBEDDING_METHODS = ("uniform", "autodim", "pep")
+EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim", "pep", "aim_eds")
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
 INTERACTION_METHODS = ("all_pairs", "autofis", *BASELINES)
 HOSTS = ("autodeepfm", *(name for name in BASELINES if name not in ("lr", "din")))
@@ -386,25 +386,95 @@ class Encode(Section):
     buckets: Annotated[int, Field(ge=2, le=1024)] = 32
 
 
-class AutoDim(Section):
-    """AutoDim (WWW 2021): one width per field from ``candidates``, by a Gumbel-softmax mixture, bi-level."""
+Widths = tuple[Annotated[int, Field(ge=1)], ...]
 
-    candidates: tuple[Annotated[int, Field(ge=1)], ...] = (2, 4, 8, 16)
+
+class Narrow(Section):
+    """No search: a narrower width for every field, one candidate per entry of ``widths``."""
+
+    widths: Annotated[Widths, Field(min_length=1)] = (8, 4, 2)
+
+
+class RareIds(Section):
+    """No search: ids that occur less than a threshold on ``train`` share one row per field, or have none.
+
+    Attributes:
+        thresholds: one candidate each.
+    """
+
+    thresholds: Annotated[Widths, Field(min_length=1)] = (3, 10, 30)
+    shared: bool = True
+
+
+class FrequencyRule(Section):
+    """No search: an id's width grows with a power of its count, scaled to a share of the dense table.
+
+    Attributes:
+        shares: one candidate each.
+    """
+
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5, 0.25)
+    candidates: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2, 4, 8, 16)
+    power: Annotated[float, Field(gt=0)] = 0.25
+
+
+class AutoDim(Section):
+    """AutoDim (WWW 2021): one width per field from ``candidates``, by a Gumbel-softmax mixture, bi-level.
+
+    Attributes:
+        layout: one table whose first columns are the candidates, or a table each.
+        projection: how a candidate comes to the common width.
+        order: whether an architecture step takes the weights as they are, or one step ahead.
+        size_penalty: weight of the expected size in the architecture's loss; 0 = as published.
+        warm_up: share of the steps in which all candidates weigh the same.
+        every: weight steps per architecture step.
+    """
+
+    candidates: Widths = (2, 4, 8, 16)
+    layout: Literal["shared", "separate"] = "shared"
+    projection: Literal["zeros", "linear"] = "zeros"
+    order: Literal["first", "second"] = "first"
+    size_penalty: Annotated[float, Field(ge=0)] = 0.0
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    every: Annotated[int, Field(ge=1)] = 2
+    every: Annotated[int, Field(ge=1)] = 10
     epochs: Annotated[int, Field(ge=1)] = 6
 
 
 class Pep(Section):
-    """PEP (ICLR 2021): soft thresholds prune single embedding values; ``targets`` are kept shares."""
+    """PEP (ICLR 2021): soft thresholds prune single embedding values.
 
-    granularity: Literal["global", "dimension", "value", "value_dimension"] = "value_dimension"
-    targets: tuple[Share, ...] = (0.5, 0.3, 0.15)
+    Attributes:
+        granularity: what has a threshold of its own.
+        targets: kept shares, one candidate each.
+        rise: how far the thresholds would rise in ``epochs`` at Adam's full step.
+        checks: how often per epoch the share is looked at.
+    """
+
+    granularity: Literal["global", "dimension", "field", "field_dimension", "value", "value_dimension"] = (
+        "value_dimension")
+    targets: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5, 0.3, 0.15)
     threshold_init: float = -7.0
-    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    rise: Annotated[float, Field(gt=0)] = 10.0
     weight_decay: Annotated[float, Field(gt=0)] = 1e-5
-    epochs: Annotated[int, Field(ge=1)] = 30
+    checks: Annotated[int, Field(ge=1)] = 8
+    epochs: Annotated[int, Field(ge=1)] = 3
+
+
+class AimEds(Section):
+    """AIM-EDS (TKDE 2021): gates on embedding dimensions, driven to zero by GRDA.
+
+    Attributes:
+        granularity: whether a field has the gates, or every id its own (with a larger ``gamma``).
+        target_threshold: GRDA's threshold at the end, which decides how much goes.
+    """
+
+    granularity: Literal["field_dimension", "value_dimension"] = "field_dimension"
+    target_threshold: Annotated[float, Field(gt=0)] = 1.6
+    gamma: Annotated[float, Field(gt=0)] = 1.0
+    mu: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
+    gate_init: Annotated[float, Field(gt=0)] = 0.6
+    epochs: Annotated[int, Field(ge=1)] = 6
 
 
 class SearchEmbedding(Section):
@@ -420,8 +490,12 @@ class SearchEmbedding(Section):
     seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Search", "Seeds per embedding search"))] = 3
     objective: str | None = None
     host: Literal[HOSTS] = "autodeepfm"  # type: ignore[valid-type]
+    narrow: Narrow = Narrow()
+    rare_ids: RareIds = RareIds()
+    frequency_rule: FrequencyRule = FrequencyRule()
     autodim: AutoDim = AutoDim()
     pep: Pep = Pep()
+    aim_eds: AimEds = AimEds()
 
 
 class Select(Section):
@@ -557,8 +631,12 @@ class Params(Section):
             raise ValueError("search_embedding.methods must contain 'uniform', the control of every search")
         if "all_pairs" not in self.search_interaction.methods:
             raise ValueError("search_interaction.methods must contain 'all_pairs', the control of every search")
-        if max(self.search_embedding.autodim.candidates) > self.training.embedding_dim:
-            raise ValueError("search_embedding.autodim.candidates must not exceed training.embedding_dim")
+        searches = self.search_embedding
+        widths = {"autodim.candidates": searches.autodim.candidates, "narrow.widths": searches.narrow.widths,
+                  "frequency_rule.candidates": searches.frequency_rule.candidates}
+        for key, values in widths.items():
+            if key.split(".")[0] in searches.methods and max(values) > self.training.embedding_dim:
+                raise ValueError(f"search_embedding.{key} must not exceed training.embedding_dim")
         return self
 
 

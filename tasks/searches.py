@@ -113,21 +113,23 @@ def select(stage: Stage, section: SearchStage, embedding: ArchSpec | None = None
     stage.metric(f"valid.{own.metric}.sd", row["valid_sd"])
     for name in ("parameters", "parameters_embedding", "flops", "bytes"):
         stage.metric(name, row[name])
-    stage.figure(quality_against_cost(board, own.metric, "parameters_embedding" if embedding is None else "flops"))
+    for cost in ("parameters_embedding", "bytes") if embedding is None else ("flops",):
+        stage.figure(quality_against_cost(board, own.metric, cost))
     stage.figure(search_cost(board))
 
 
 def quality_against_cost(board: dict, metric: str, cost: str) -> Figure:
     """All candidates and controls on the same axes."""
-    labels = {"parameters_embedding": "stored embedding values", "flops": "FLOPs per row"}
-    titles = {"searched": "searched", "control": "unsearched control", "random": "random control of equal cost"}
+    labels = {"parameters_embedding": "stored embedding values", "bytes": "stored bytes", "flops": "FLOPs per row"}
+    titles = {"searched": "searched", "rule": "rule of thumb", "control": "unsearched control",
+              "random": "random control of equal cost"}
     series = []
     for kind, title in titles.items():
         rows = [r for r in board["rows"] if r["kind"] == kind]
         if rows:
             series.append(Series(title, [r[cost] for r in rows], [r["valid"] for r in rows],
                                  [r["valid_sd"] for r in rows], [r["candidate"] for r in rows]))
-    return Figure("quality_against_cost", f"Valid {metric} against {labels[cost]}", "scatter",
+    return Figure("quality_against_bytes" if cost == "bytes" else "quality_against_cost", f"Valid {metric} against {labels[cost]}", "scatter",
                   "Every candidate beside the unsearched model and a random choice of equal cost; bars are one "
                   "standard deviation over the seeds.", Axis(labels[cost]), Axis(f"valid {metric}"), series)
 

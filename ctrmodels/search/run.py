@@ -28,8 +28,8 @@ class Candidate:
 
     Attributes:
         name: method, or method and level.
-        kind: ``searched``, ``control`` (the unsearched model), ``baseline`` (a plain model, never chosen) or
-            ``random`` (equal cost, not searched).
+        kind: ``searched``, ``rule`` (follows from counts alone), ``control`` (the unsearched model), ``baseline`` (a
+            plain model, never chosen) or ``random`` (equal cost, not searched).
         seeds: the seeds it was run with.
         valid: metric → value per seed.
         costs: cost per seed.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctrmodels.archspec import ArchSpec, PerField, ValueMask
+from ctrmodels.archspec import ArchSpec, FieldDimMask, ValueMask
 from ctrmodels.data import Schema
 from ctrmodels.data.planted import planted_widths
 from ctrmodels.errors import InputError
@@ -24,7 +24,7 @@ def raw_params() -> dict:
                      "device": "cpu"},
         "search_embedding": {"methods": ["uniform", "autodim", "pep"], "seeds": 2,
                              "autodim": {"candidates": [2, 8], "epochs": 2},
-                             "pep": {"targets": [0.7, 0.5], "learning_rate": 0.2}},
+                             "pep": {"targets": [0.7, 0.5]}},
         "search_interaction": {"methods": ["all_pairs", "autofis"], "seeds": 2, "autofis": {"epochs": 1}},
         "retrain": {"models": ["shared_bottom"]},
     }
@@ -72,7 +72,7 @@ def test_every_method_leaves_specs_candidates_trace_and_figures(workspace):
             assert list((folder / "figures").glob("*.json"))
     pep = workspace / "outputs/search_embedding/pep"
     assert isinstance(ArchSpec.load(pep / "specs/pep-0.5").alloc, ValueMask)
-    assert isinstance(ArchSpec.load(workspace / "outputs/search_embedding/autodim/specs/autodim").alloc, PerField)
+    assert isinstance(ArchSpec.load(workspace / "outputs/search_embedding/autodim/specs/autodim").alloc, FieldDimMask)
 
 
 def test_leaderboards_show_controls_beside_every_search_and_mark_one_choice(workspace):

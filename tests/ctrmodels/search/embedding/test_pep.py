@@ -85,7 +85,8 @@ class Decoupled(PEP):
     """Ablation: AdamW multiplies the decay by the learning rate, so thresholds stay where they are."""
 
     def thresholds_optimiser(self, thresholds, by_row, steps):
-        return DenseAdam([thresholds], lr=self.rise / steps, weight_decay=self.weight_decay, decoupled_weight_decay=True)
+        return DenseAdam([thresholds], lr=self.rise / steps, weight_decay=self.weight_decay,
+                         decoupled_weight_decay=True)
 
 
 class Undecayed(PEP):
