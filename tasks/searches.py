@@ -129,7 +129,8 @@ def quality_against_cost(board: dict, metric: str, cost: str) -> Figure:
         if rows:
             series.append(Series(title, [r[cost] for r in rows], [r["valid"] for r in rows],
                                  [r["valid_sd"] for r in rows], [r["candidate"] for r in rows]))
-    return Figure("quality_against_bytes" if cost == "bytes" else "quality_against_cost", f"Valid {metric} against {labels[cost]}", "scatter",
+    name = "quality_against_bytes" if cost == "bytes" else "quality_against_cost"
+    return Figure(name, f"Valid {metric} against {labels[cost]}", "scatter",
                   "Every candidate beside the unsearched model and a random choice of equal cost; bars are one "
                   "standard deviation over the seeds.", Axis(labels[cost]), Axis(f"valid {metric}"), series)
 

@@ -53,7 +53,9 @@ def choose(candidates: Sequence[Candidate], metric: str, budget: float) -> Choic
 
     allowed = [c for c in candidates if c.kind not in ("random", "baseline") and parameters(c) <= budget * dense]
     if not allowed:
-        raise ValueError(f"no candidate has at most {budget:g} of the control's {dense:.0f} parameters")
+        smallest = min((c for c in candidates if c.kind not in ("random", "baseline")), key=parameters)
+        raise ValueError(f"no candidate has at most {budget:g} of the control's {dense:.0f} parameters; the smallest, "
+                         f"{smallest.name}, has {parameters(smallest) / dense:.3f} of them")
     best = max(allowed, key=lambda c: sign * mean_sd(c.valid[metric])[0])
     top, spread = mean_sd(best.valid[metric])
     tied = [c for c in allowed if sign * (top - mean_sd(c.valid[metric])[0]) <= spread]

@@ -78,7 +78,7 @@ def test_without_normalisation_the_threshold_does_not_choose(host, monkeypatch):
 def test_gates_of_single_ids_keep_the_head_and_generalise_better(host):
     """Gates of an id sum the gradients of its own rows alone, which takes a larger gamma.
 
-    Measured: 7 % of the values kept, 3.3 dimensions of a head id against 0.2 of another, AUC +.018 of the dense table's.
+    Measured: 7 % of the values kept, 3.3 dimensions of a head id, 0.2 of another, AUC +.018 of the dense table's.
     """
     log = planted_head(0)
     rows, valid = rows_of(log), log.roles["valid"]

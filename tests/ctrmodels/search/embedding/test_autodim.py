@@ -149,7 +149,7 @@ def test_prefixes_of_one_table_are_its_candidates_filled_with_zeros(training):
 
 
 def test_the_second_order_gradient_is_that_of_the_loss_one_step_ahead():
-    """Against the difference of ``L_arch(W - rate grad L_train(W, theta), theta)`` in theta itself, on a smooth host."""
+    """Against the difference of ``L_arch(W - rate grad L_train(W, theta), theta)`` in theta, on a smooth host."""
     log = planted_widths(0, rows=3000)
     torch.manual_seed(0)
     embedding = PrefixMixture(log.schema, (2, 8, 16))

@@ -1,0 +1,100 @@
+"""What an embedding search costs, in units of one plain training of the same host on the same rows.
+
+    python -m benchmarks.search_cost --rows 1000000
+
+Plain trainings and searches take turns in one process, each over the same number of epochs from a fresh network; the
+search's own training is part of it, its retraining is not. The host is a DeepFM on the benchmarks' display log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data.planted import display_log
+from ctrmodels.search import AIMEDS, PEP, AutoDim, Host, SearchMethod, SearchRows
+from ctrmodels.training import TrainConfig
+from ctrmodels.training.trainer import Trainer, seed_everything
+
+WIDTH = 16
+
+
+def methods(epochs: int) -> dict[str, SearchMethod]:
+    """Every search over ``epochs``; PEP's target is out of reach, so that it does not stop early."""
+    pep, autodim = PEP(targets=(1e-6,), epochs=epochs), AutoDim(epochs=epochs)
+    return {
+        "pep": pep,
+        "autodim, shared, every 10": autodim,
+        "autodim, shared, second order, every 10": replace(autodim, order="second"),
+        "autodim, separate, every 10": replace(autodim, layout="separate", projection="linear"),
+        "aim_eds, field_dimension": AIMEDS(epochs=epochs),
+        "aim_eds, value_dimension": AIMEDS(epochs=epochs, granularity="value_dimension"),
+    }
+
+
+def plain(rows: SearchRows, host: Host, epochs: int) -> None:
+    """One training of the unsearched host, without the judging after every epoch."""
+    seed_everything(0)
+    trainer = Trainer(host.build(rows.schema, ArchSpec.dense(rows.schema, host.dim)), host.train)
+    loader = trainer.loader(rows.train)
+    for epoch in range(epochs):
+        for _ in trainer.epoch(loader, epoch):
+            pass
+
+
+def search(method: SearchMethod, rows: SearchRows, host: Host) -> None:
+    """The search alone."""
+    try:
+        method.search(rows, host, 0)
+    except RuntimeError as error:
+        if "reached none of the targets" not in str(error):
+            raise
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Wall time."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure, print one JSON line per net."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--hidden", nargs="+", default=["64-32", "400-400-400"])
+    parser.add_argument("--only", nargs="*", help="keys of methods, all by default")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    log = display_log(0, arguments.rows)
+    rows = SearchRows(log.roles["train"], log.roles["valid"])
+    for hidden in arguments.hidden:
+        host = Host("click", model="deepfm", dim=WIDTH, hidden=tuple(map(int, hidden.split("-"))), train=TrainConfig(
+            batch_size=arguments.batch, table_optimiser="rowwise_adagrad", table_learning_rate=0.02,
+            precision=arguments.precision, buffer_mb=1 << 20))
+        chosen = {name: m for name, m in methods(arguments.epochs).items()
+                  if not arguments.only or name.split(",")[0] in arguments.only}
+        ratios: dict[str, list[float]] = {name: [] for name in chosen}
+        plain(rows, host, 1)  # compiles, and touches memory
+        for _ in range(arguments.rounds):
+            base = seconds(lambda: plain(rows, host, arguments.epochs))
+            for name, method in chosen.items():
+                ratios[name].append(seconds(lambda method=method: search(method, rows, host)) / base)  # type: ignore[misc]
+        print(json.dumps({"hidden": hidden, "batch": arguments.batch, "precision": arguments.precision,
+                          "epochs": arguments.epochs, "ratios": {name: round(statistics.median(r), 2)
+                                                                 for name, r in ratios.items()}}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
