@@ -675,7 +675,8 @@ std::tuple<Tensor, Tensor, Tensor> flatten(const Tensor& fields, const Tensor& n
   });
 }
 
-// The same of table [V, D] looked up at index int32 [B * F], field after field; with the fields [B, F, D] themselves.
+// The same of table [V, D] looked up at index int32 [B * F], field after field; with the fields [B, F, D] themselves, which
+// in float32 are the first columns of flat.
 std::tuple<Tensor, Tensor, Tensor, Tensor> gather_flat(const Tensor& table, const Tensor& index, const Tensor& numeric,
                                                        int64_t width, bool pairs, bool bf16) {
   check(table, at::kFloat, 2, "table");
@@ -684,27 +685,30 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather_flat(const Tensor& table, cons
   TORCH_CHECK(f * b == index.numel(), index.numel(), " look-ups are not ", b, " rows");
   const int32_t* rows = index.const_data_ptr<int32_t>();
   const float* from = table.const_data_ptr<float>();
-  Tensor fields = at::empty({b, f, d}, table.options());
-  float* to = fields.mutable_data_ptr<float>();
+  Tensor fields = at::empty({bf16 ? b : 0, f, d}, table.options());
+  float* apart = fields.mutable_data_ptr<float>();
   auto [flat, products, sums] = laid_out(b, f, d, numeric, width, pairs, bf16, [&](const auto& layout) {
     at::parallel_for(0, b, grain(width), [&](int64_t begin, int64_t end) {
       std::vector<float> square(d);
       for (int64_t i = begin; i < end; ++i) {
+        float* to = apart + i * f * d;
+        if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*layout.flat)>, float>) to = layout.flat + i * width;
         for (int64_t k = i * f; k < (i + 1) * f; ++k) {
           if (k + kAhead < end * f) __builtin_prefetch(from + static_cast<int64_t>(rows[k + kAhead]) * d);
-          std::copy_n(from + row_at(rows, k, height) * d, d, to + k * d);
+          std::copy_n(from + row_at(rows, k, height) * d, d, to + (k - i * f) * d);
         }
-        layout.row(i, to + i * f * d, square.data());
+        layout.row(i, to, square.data());
       }
     });
   });
+  if (!bf16) fields = flat.as_strided({b, f, d}, {width, d, 1});
   return {fields, flat, products, sums};
 }
 
 template <typename T, int64_t kWidth>
 void gather_flat_rows(const T* flat, const float* of_fields, const float* of_pairs, const float* fields,
                       const float* sums, const int32_t* order, const int32_t* starts, float* result, int64_t n,
-                      int64_t u, int64_t f, int64_t w, int64_t width) {
+                      int64_t u, int64_t f, int64_t w, int64_t gap, int64_t width) {
   const int64_t d = kWidth ? kWidth : width;
   // The row of a look-up: a product is quicker than a division, and half a look-up away from where it could round wrong.
   const double share = 1.0 / static_cast<double>(f);
@@ -718,7 +722,10 @@ void gather_flat_rows(const T* flat, const float* of_fields, const float* of_pai
     const auto in_flat = [&](int32_t i, int64_t row) { return flat + i * d + row * skip; };
     for (int64_t k = row_from(begin), last = row_from(end); k < last; ++k) {
       // All look-ups of a table's row have the same values: the first one stands for the row.
-      const auto values = [&](int64_t r) { return fields + static_cast<int64_t>(order[starts[r]]) * d; };
+      const auto values = [&](int64_t r) {
+        const int32_t first = order[starts[r]];
+        return fields + first * d + row_of(first) * gap;
+      };
       if (of_pairs && k + kAheadRows < u) __builtin_prefetch(values(k + kAheadRows));
       std::fill(sum, sum + d, 0.0f);
       float pull = 0.0f;
@@ -755,10 +762,11 @@ void gather_flat_rows(const T* flat, const float* of_fields, const float* of_pai
 Tensor gather_flat_backward(const std::optional<Tensor>& flat, const std::optional<Tensor>& of_fields,
                             const std::optional<Tensor>& of_pairs, const Tensor& fields, const Tensor& sums,
                             const Tensor& order, const Tensor& begins) {
-  check(fields, at::kFloat, 3, "fields");
   check(order, at::kInt, 1, "order");
   check(begins, at::kInt, 1, "begins");
   const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2), n = order.numel(), u = begins.numel();
+  TORCH_CHECK(fields.scalar_type() == at::kFloat && fields.dim() == 3 && fields.stride(2) == 1 && fields.stride(1) == d,
+              "the fields of a row have to lie side by side, in float32");
   TORCH_CHECK(n == b * f, n, " look-ups of ", b, " rows of ", f, " fields");
   const float *g_fields = nullptr, *g_pairs = nullptr;
   if (of_fields) {
@@ -782,7 +790,7 @@ Tensor gather_flat_backward(const std::optional<Tensor>& flat, const std::option
     const auto work = d == 16 ? gather_flat_rows<T, 16> : gather_flat_rows<T, 0>;
     work(g, g_fields, g_pairs, fields.const_data_ptr<float>(), g_pairs ? sums.const_data_ptr<float>() : nullptr,
          order.const_data_ptr<int32_t>(), begins.const_data_ptr<int32_t>(), result.mutable_data_ptr<float>(), n, u, f, w,
-         d);
+         fields.stride(0) - f * d, d);
   };
   if (!flat)
     add_up(static_cast<const float*>(nullptr), 0);

@@ -117,6 +117,8 @@ class _LookUp(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, lookup: Lookup, mask: Tensor | None, numeric: Tensor, width: int,
                 pairs: bool, bf16: bool, every_row: bool) -> tuple[Tensor, Tensor, Tensor]:
         fields, flat, pair_sum, total = compiled().gather_flat(table, lookup.index, numeric, width, pairs, bf16)
+        # In float32 the fields lie in flat; to autograd they are a tensor of their own, since nothing writes to either.
+        fields = fields.new_empty(0).set_(fields.untyped_storage(), fields.storage_offset(), fields.shape, fields.stride())
         ctx.lookup, ctx.mask, ctx.size, ctx.every_row = lookup, mask, table.shape, every_row
         ctx.save_for_backward(fields, total)
         ctx.set_materialize_grads(False)
