@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, combinations
-from typing import Any, ClassVar, Literal
+from itertools import accumulate, combinations, pairwise
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ctrmodels import metrics, ranks
 from ctrmodels.archspec import ArchSpec, PerBucket
@@ -27,7 +29,7 @@ from ctrmodels.search.policy import Policy
 from ctrmodels.training.trainer import Trainer, seed_everything
 
 Mode = Literal["single", "multi"]
-FINALISTS = 64  # how many of the last actions inside the budget are compared where the most probable one is not
+FINALISTS = 32  # how many of the last actions inside the budget are compared where the most probable one is not
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Blocks:
         ``single`` has one head per space, whose first choice drops it (T' = T); ``multi`` one per space and slice
         (T' = 1).
         """
-        options = []
+        options: list[list[tuple[int, ...]]] = []
         for edges in self.edges:
             depths = range(len(edges))
             if self.mode == "multi":
@@ -87,11 +89,9 @@ class Blocks:
         return np.take_along_axis(self.table, depths, 1)
 
     def alloc(self, depths: np.ndarray) -> PerBucket:
-        """The same as widths of buckets: a row block's is that of the slices that reach it."""
-        reached = depths[:, None] > np.arange(self.table.shape[1] - 1)[:, None]  # [F, S, T]
-        widths = (reached * np.array(self.widths)).sum(2)
+        """The same as widths of buckets."""
         return PerBucket(tuple(e[1:-1] for e in self.edges), tuple(
-            tuple(int(w) for w in row[:len(e) - 1]) for row, e in zip(widths, self.edges, strict=True)))
+            tuple(row[:len(e) - 1]) for row, e in zip(self._reached(depths).tolist(), self.edges, strict=True)))
 
     @property
     def candidates(self) -> list[int]:
@@ -102,10 +102,14 @@ class Blocks:
 
     def cost(self, depths: np.ndarray) -> int:
         """Values that the network of :meth:`alloc` stores: rows, and the maps of the widths used (none for D)."""
-        rows, dim = np.diff(self.table), sum(self.widths)
-        widths = ((depths[:, None] > np.arange(rows.shape[1])[:, None]) * np.array(self.widths)).sum(2)
+        rows, widths, dim = np.diff(self.table), self._reached(depths), sum(self.widths)
         mapped = set(np.unique(widths[rows > 0]).tolist()) - {dim}
         return int((rows * widths).sum()) + len(rows) * dim * sum(mapped)
+
+    def _reached(self, depths: np.ndarray) -> np.ndarray:
+        """int64 [F, S]: the width of every row block, which is that of the slices that reach it."""
+        reached = depths[:, None] > np.arange(self.table.shape[1] - 1)[:, None]  # [F, S, T]
+        return cast(np.ndarray, (reached * np.array(self.widths)).sum(2))
 
     def smallest(self) -> int:
         """What the cheapest choice costs that keeps anything."""
@@ -155,10 +159,9 @@ class BlockEmbedding(RowEmbedding):
         slices = []
         for table, column in zip(self.slices, kept.unbind(1), strict=True):
             place = column.nonzero().squeeze(1)
-            some = Touched(replace(touched.segments, rows=touched.rows[place]), touched.bounds, touched.n)
-            values = some.of(table)
+            values = F.embedding(touched.rows[place], cast(Table, table).weight, sparse=True)
             slices.append(values.new_zeros(len(kept), values.shape[1]).index_copy(0, place, values))
-        return _SpaceMaps.apply(torch.cat(slices, 1), self.maps, touched.cuts.tolist())
+        return cast(Tensor, _SpaceMaps.apply(torch.cat(slices, 1), self.maps, touched.cuts.tolist()))
 
 
 class _SpaceMaps(torch.autograd.Function):
@@ -169,7 +172,7 @@ class _SpaceMaps(torch.autograd.Function):
         ctx.save_for_backward(rows, maps)
         ctx.cuts = cuts
         out = torch.empty_like(rows)
-        for f, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+        for f, (a, b) in enumerate(pairwise(cuts)):
             torch.mm(rows[a:b], maps[f], out=out[a:b])
         return out
 
@@ -178,7 +181,7 @@ class _SpaceMaps(torch.autograd.Function):
         rows, maps = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         of_rows, of_maps = torch.empty_like(rows), torch.empty_like(maps)
-        for f, (a, b) in enumerate(zip(ctx.cuts[:-1], ctx.cuts[1:], strict=True)):
+        for f, (a, b) in enumerate(pairwise(ctx.cuts)):
             torch.mm(gradient[a:b], maps[f].T, out=of_rows[a:b])
             torch.mm(rows[a:b].T, gradient[a:b], out=of_maps[f])
         return of_rows, of_maps, None
@@ -229,7 +232,7 @@ class NIS:
     top: int = 1
     negatives: int = 20
     penalty: float = 0.1
-    learning_rate: float = 0.02
+    learning_rate: float = 0.05
     entropy: float = 0.01
     warm_up: float = 0.2
     every: int = 8
@@ -274,8 +277,9 @@ class NIS:
         blocks, dense = self.blocks(rows, host.dim), schema.total_vocab * host.dim
         budget = self.budget * dense
         if blocks.smallest() > budget:
+            least = math.ceil(1e6 * blocks.smallest() / dense) / 1e6
             raise ValueError(f"a budget of {self.budget:g} of the dense table's {dense} values is too small: the "
-                             f"smallest choice stores {blocks.smallest()}, a budget of {blocks.smallest() / dense:.6f}")
+                             f"smallest choice stores {blocks.smallest()} of them, a budget of {least:g}")
         seed_everything(seed)
         embedding = BlockEmbedding(schema, blocks.widths)
         # Blocks that come and go are dropout enough, and drawn values would blur the comparison of actions.
@@ -283,7 +287,7 @@ class NIS:
         trainer = Trainer(network, config)
         train = trainer.loader(rows.train, seed)
         parts = max(1, round(len(rows.arch) / self.reward_rows))
-        judge = _Judge(self, trainer, embedding, blocks, budget, host.objective, seed)
+        judge = _Judge(self, trainer, embedding, blocks, budget, schema, host.objective, seed)
         arch = endless(trainer.loader(rows.arch, seed, -(-len(rows.arch) // parts)))
         policy = Policy(blocks.allowed, self.learning_rate, seed)
         planned = trainer.planned = self.epochs * train.steps(0)
@@ -303,10 +307,10 @@ class NIS:
                         seen += zip(rewards.tolist(), costs, strict=True)
                         inside += [tuple(a.tolist()) for a, c in zip(actions, costs, strict=True) if c <= budget]
                 embedding.pick(blocks.limits(blocks.depths(policy.draw(uniform=warm)[0])))
-            reward, cost = np.mean(seen, 0).tolist() if seen else (None, None)
-            found.trace.append({
-                "epoch": epoch, "reward": reward and round(reward, 6), "cost": cost and round(cost / dense, 6),
-                "entropy": round(policy.entropy().mean().item(), 6)})
+            found.trace.append({"epoch": epoch, "entropy": round(policy.entropy().mean().item(), 6)})
+            if seen:
+                reward, cost = np.mean(seen, 0).tolist()
+                found.trace[-1] |= {"reward": round(reward, 6), "cost": round(cost / dense, 6)}
         found.steps = trainer.taken
         action = policy.most_probable()
         if blocks.cost(blocks.depths(action)) > budget:
@@ -328,26 +332,26 @@ class _Judge:
     """
 
     def __init__(self, method: NIS, trainer: Trainer, embedding: BlockEmbedding, blocks: Blocks, budget: float,
-                 objective: str, seed: int) -> None:
+                 schema: Schema, objective: str, seed: int) -> None:
         self.method, self.trainer, self.embedding, self.blocks, self.budget = method, trainer, embedding, blocks, budget
-        self.objective, self.rng = objective, np.random.default_rng([seed, 0x6E6973])
+        self.score, self.column = f"{objective}@all", schema.objective_index(objective)
+        self.rng = np.random.default_rng([seed, 0x6E6973])
 
     @torch.no_grad()
     def __call__(self, batch: Batch, actions: Tensor) -> tuple[Tensor, list[int]]:
         """Rewards float64 [K] of ``actions`` [K, H], NaN where ``batch`` lacks a label, and what they cost."""
-        column = self.trainer.model.column
-        label = batch.labels[:, column].cpu().numpy()
-        there = ~np.isnan(label)
-        quality = self._quality(label[there])
-        rewards, costs = [], []
         batch = batch.to(self.trainer.device)
+        labels = batch.labels[:, self.column]
+        there = ~torch.isnan(labels)
+        quality = self._quality(labels[there].cpu().numpy())
+        rewards, costs = [], []
         for depths in map(self.blocks.depths, actions):
             self.embedding.pick(self.blocks.limits(depths))
             with self.trainer.autocast():
-                score = self.trainer.model.predict(batch)[f"{self.objective}@all"]
+                scores = self.trainer.model.predict(batch)[self.score]
             costs.append(self.blocks.cost(depths))
             excess = max(0.0, costs[-1] / self.budget - 1)
-            rewards.append(quality(score.float().cpu().numpy()[there]) - self.method.penalty * excess)
+            rewards.append(quality(scores[there].float().cpu().numpy()) - self.method.penalty * excess)
         return ranks.mean(torch.tensor(rewards, dtype=torch.float64, device=self.trainer.device)).cpu(), costs
 
     def _quality(self, labels: np.ndarray) -> Callable[[np.ndarray], float]:
