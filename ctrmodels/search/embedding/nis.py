@@ -196,23 +196,25 @@ class NIS:
     choices: every step on ``train`` goes through the blocks of one drawn action. Every ``every`` steps the policy
     learns from the rewards of several actions on the same rows of ``arch``:
     ``reward = quality - penalty * max(0, cost / budget - 1)``. Nothing is gained below the budget; otherwise the empty
-    table would be the goal. Cost are the values that the retrained network stores, its linear maps too: without these,
-    widths would be free where an id space is small.
+    table would be the goal. The cost counts the values that the retrained network stores, its linear maps too: without
+    these, widths would be free where an id space is small. At the end the most probable action is taken, or, where it
+    is over the budget, the best of the last ones drawn inside it.
 
     Ids rise by falling frequency, so that the first row blocks are the popular ones. Buckets of numbers rise with the
     number: their id spaces have a single row block.
 
     Attributes:
         mode: ``single``: a width per id space and how many of its ids have it; ``multi``: a width per row block.
-        budget: values to store, as a share of the dense table's.
+        budget: values to store, as a share of the dense table's; in bytes the share is the same.
         row_cuts: cumulative shares at which row blocks end, rising; the last block takes the rest.
         shares_of: what ``row_cuts`` are shares of: ``ids`` or their ``occurrences`` on ``train``.
         column_cuts: cumulative shares of the host's width at which slices end, rising; the last takes the rest.
         quality: ``auc``, or ``recall``: how often a positive is among the best ``top`` of itself and ``negatives``
             negatives drawn from the batch.
         top, negatives: of ``recall``.
-        penalty: of the reward, per whole budget in excess.
-        learning_rate: of Adam on the policy's logits.
+        penalty: of the reward, per whole budget in excess. Where it outweighs what quality there is to gain, the
+            policy flees far below the budget.
+        learning_rate: of Adam on the policy's logits, which take some hundreds of steps to make up their mind.
         entropy: weight of the policy's entropy after the warm-up; it falls to zero linearly.
         warm_up: share of the planned steps in which actions are drawn uniformly and the policy rests: blocks that
             were never trained look bad.
@@ -269,10 +271,16 @@ class NIS:
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
         """Widths of every row block of every id space.
 
+        The trace has per epoch the policy's ``entropy`` at its end (nats, mean over the heads) and, after the warm-up,
+        mean ``reward`` and ``cost`` (share of the dense table) of the actions that were judged.
+
         Raises:
-            ValueError: no choice but the empty one is inside the budget, or there are fewer than two samples.
+            ValueError: no choice but the empty one is inside the budget; actions have nothing to be compared with; a
+                slice would have no width.
             RuntimeError: the policy never drew an action inside the budget.
         """
+        if self.samples < 2:
+            raise ValueError(f"samples = {self.samples}: actions are compared with each other, at least 2")
         schema, config = rows.schema, host.train
         blocks, dense = self.blocks(rows, host.dim), schema.total_vocab * host.dim
         budget = self.budget * dense
