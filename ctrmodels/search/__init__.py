@@ -3,12 +3,22 @@
 from ctrmodels.archspec import ArchSpec, Interaction, merge
 from ctrmodels.search.base import Found, Host, SearchMethod, SearchRows
 from ctrmodels.search.controls import random_control
-from ctrmodels.search.embedding import AIMEDS, PEP, AutoDim, FrequencyRule, NarrowWidth, RareIds, UniformWidth
+from ctrmodels.search.embedding import (
+    AIMEDS,
+    NIS,
+    PEP,
+    AutoDim,
+    FrequencyRule,
+    NarrowWidth,
+    RareIds,
+    UniformWidth,
+)
 from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline
 from ctrmodels.search.trial import retrain
 
 __all__ = [
     "AIMEDS",
+    "NIS",
     "PEP",
     "AllPairs",
     "ArchSpec",

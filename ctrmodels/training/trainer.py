@@ -170,9 +170,9 @@ class Trainer:
             model, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay)
         self.taken = 0
 
-    def loader(self, rows: Rows, seed: int | None = None) -> Loader:
-        """Shuffled batches of ``rows``, this rank's part of them."""
-        return Loader(rows, self.config.batch_size, self.config.seed if seed is None else seed,
+    def loader(self, rows: Rows, seed: int | None = None, batch_size: int | None = None) -> Loader:
+        """Shuffled batches of ``rows``, this rank's part of them; of the configured size if none is given."""
+        return Loader(rows, batch_size or self.config.batch_size, self.config.seed if seed is None else seed,
                       self.config.buffer_mb, ranks.rank(), ranks.count(), device=self.device)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -2,8 +2,18 @@
 
 from ctrmodels.search.embedding.aim_eds import AIMEDS
 from ctrmodels.search.embedding.autodim import AutoDim
+from ctrmodels.search.embedding.nis import NIS
 from ctrmodels.search.embedding.pep import PEP
 from ctrmodels.search.embedding.rules import FrequencyRule, NarrowWidth, RareIds
 from ctrmodels.search.embedding.uniform import UniformWidth
 
-__all__ = ["AIMEDS", "PEP", "AutoDim", "FrequencyRule", "NarrowWidth", "RareIds", "UniformWidth"]
+__all__ = [
+    "AIMEDS",
+    "NIS",
+    "PEP",
+    "AutoDim",
+    "FrequencyRule",
+    "NarrowWidth",
+    "RareIds",
+    "UniformWidth",
+]
