@@ -22,11 +22,13 @@ class LaidOut(NamedTuple):
         fields: float32 [B, F, D].
         flat: [B, W], fields and numeric values side by side; under autocast already in its type.
         pair_sum: [B], :func:`~ctrmodels.nn.interaction.pair_inner_sum` of the fields; empty if not asked for.
+        penalty: scalar that the embedding adds to the loss, if it does.
     """
 
     fields: Tensor
     flat: Tensor
     pair_sum: Tensor
+    penalty: Tensor | None = None
 
 
 def flat_width(n_fields: int, dim: int, n_numeric: int) -> int:

@@ -3,7 +3,7 @@
 from ctrmodels.archspec import ArchSpec, Interaction, merge
 from ctrmodels.search.base import Found, Host, SearchMethod, SearchRows
 from ctrmodels.search.controls import random_control
-from ctrmodels.search.embedding import PEP, AutoDim, FrequencyRule, NarrowWidth, RareIds, UniformWidth
+from ctrmodels.search.embedding import PEP, AutoDim, FrequencyRule, NarrowWidth, RareIds, ResEmbedding, UniformWidth
 from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline
 from ctrmodels.search.trial import retrain
 
@@ -20,6 +20,7 @@ __all__ = [
     "Interaction",
     "NarrowWidth",
     "RareIds",
+    "ResEmbedding",
     "SearchMethod",
     "SearchRows",
     "UniformWidth",

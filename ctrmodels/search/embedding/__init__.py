@@ -2,7 +2,8 @@
 
 from ctrmodels.search.embedding.autodim import AutoDim
 from ctrmodels.search.embedding.pep import PEP
+from ctrmodels.search.embedding.res_embedding import ResEmbedding
 from ctrmodels.search.embedding.rules import FrequencyRule, NarrowWidth, RareIds
 from ctrmodels.search.embedding.uniform import UniformWidth
 
-__all__ = ["PEP", "AutoDim", "FrequencyRule", "NarrowWidth", "RareIds", "UniformWidth"]
+__all__ = ["PEP", "AutoDim", "FrequencyRule", "NarrowWidth", "RareIds", "ResEmbedding", "UniformWidth"]
