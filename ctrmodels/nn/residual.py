@@ -32,7 +32,7 @@ class ResidualEmbedding(RowEmbedding):
         schema: the log.
         alloc: the graph and how it is used; its edges z_ij, an item's own among them, and their sums d_i give
             ``avg``: ``W_ij = z_ij / d_i``; ``gcn``: ``W_ij = z_ij / sqrt(d_i d_j)``; ``attention``:
-            ``W_ij ~ z_ij exp(<c_i, c_j> / sqrt(D))``, normalised over j.
+            ``W_ij ~ z_ij exp(<c_i, c_j>)``, normalised over j.
         dim: D.
 
     Attributes:
@@ -90,7 +90,8 @@ class ResidualEmbedding(RowEmbedding):
         place = lookup.compact.index
         if self.fusion == "attention":
             vectors = F.embedding(torch.zeros_like(near).masked_scatter(there, place), basis)  # [n, K, D]
-            similarity = (vectors * vectors[:, :1]).sum(2) / self.dim**0.5  # lists begin with the item itself
+            # Lists begin with the item itself. Vectors are short: divided by sqrt(D), all would look alike.
+            similarity = (vectors * vectors[:, :1]).sum(2)
             links = torch.softmax(similarity + links, 1)
         return F.embedding_bag(place, basis, begins, mode="sum", per_sample_weights=links[there])
 

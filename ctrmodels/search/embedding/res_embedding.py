@@ -38,7 +38,7 @@ class ResEmbedding:
     window: int = 2
     neighbours: int = 10
     fusions: tuple[Fusion, ...] = ("avg", "gcn", "attention")
-    penalty: float = 3e-3
+    penalty: float = 1e-2
 
     name: ClassVar[str] = "res_embedding"
     part: ClassVar[Part] = "embedding"
