@@ -116,8 +116,10 @@ def test_a_graph_keeps_its_lists_and_settings(tmp_path):
 
 @pytest.mark.parametrize(("changes", "named"), [
     ({"item": "nothing"}, "no id space"), ({"neighbours": graph().neighbours[1:]}, "ids"),
-    ({"weights": graph().weights[:, :2]}, "weights"), ({"neighbours": graph().neighbours[:, ::-1]}, "its own id"),
-    ({"neighbours": graph().neighbours + [0, 50, 0]}, "beyond"), ({"weights": 0 * graph().weights}, "above 0"),
+    ({"weights": graph().weights[:, :2]}, "weights"),
+    ({"neighbours": graph().neighbours[:, ::-1]}, "its own id"),
+    ({"neighbours": graph().neighbours * 2 ** np.array([0, 1, 0])}, "beyond"),
+    ({"weights": 0 * graph().weights}, "above 0"),
     ({"fusion": "sum"}, "fusion")])
 def test_a_graph_of_other_items_is_refused(changes, named):
     graph().check(SCHEMA)

@@ -41,7 +41,8 @@ def test_every_allocation_is_exported() -> None:
 
 
 @pytest.mark.parametrize(("name", "alloc"), [
-    *SINGLE, *MULTI, ("din", "mask"), ("din", "per_bucket"), ("din", "field_dims"), ("din", "central"), ("mmoe", "central")])
+    *SINGLE, *MULTI, ("din", "mask"), ("din", "per_bucket"), ("din", "field_dims"), ("din", "central"),
+    ("mmoe", "central")])
 def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_onnx(model, SCHEMA, tmp_path / "export")
@@ -54,7 +55,8 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
     assert all(np.ptp(score) > 0.01 for score in found.values())
 
 
-@pytest.mark.parametrize(("name", "alloc"), [("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket"), ("dnn", "central_attention")])
+@pytest.mark.parametrize(("name", "alloc"), [
+    ("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket"), ("dnn", "central_attention")])
 def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_package(model, SCHEMA, tmp_path / "export")

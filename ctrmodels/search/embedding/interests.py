@@ -15,7 +15,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.table import Layout
 
-CHUNK = 1 << 17  # histories at a time
+CHUNK = 1 << 16  # histories at a time
 ROUNDS = 20  # at most, of label propagation
 
 
