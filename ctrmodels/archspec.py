@@ -111,7 +111,7 @@ class CentralResidual:
         neighbours: int32 [I, K], the ids that an id's shared vector is made of, itself first; -1 = none.
         weights: float32 [I, K], of the graph's edges; 0 where there is none.
         fusion: how the neighbours' vectors are weighed: ``avg``, edges over their sum; ``gcn``, edges over the root
-            of both ends' sums; ``attention``, edges times the exponential of the vectors' inner product, over their sum.
+            of both ends' sums; ``attention``, edges times the exponential of the vectors' inner product, normalised.
         lambda_r: weight in the loss of the squared norm of the residuals that a batch touches.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -87,13 +89,13 @@ class ResidualEmbedding(RowEmbedding):
         begins = torch.cumsum(lengths, 0, dtype=torch.int32) - lengths
         lookup = Lookup(near[there], begins, (len(items), 1))
         basis = self.touched(lookup).of(self.central)  # [P, D]: neighbours repeat, their gradients add up here
-        place = lookup.compact.index
+        compact = lookup.compact
         if self.fusion == "attention":
-            vectors = F.embedding(torch.zeros_like(near).masked_scatter(there, place), basis)  # [n, K, D]
+            vectors = F.embedding(torch.zeros_like(near).masked_scatter(there, compact.index), basis)  # [n, K, D]
             # Lists begin with the item itself. Vectors are short: divided by sqrt(D), all would look alike.
             similarity = (vectors * vectors[:, :1]).sum(2)
             links = torch.softmax(similarity + links, 1)
-        return F.embedding_bag(place, basis, begins, mode="sum", per_sample_weights=links[there])
+        return cast(Tensor, _WeightedSums.apply(basis, links[there], compact))
 
     @torch.no_grad()
     def folded(self) -> UniformEmbedding:
@@ -107,6 +109,32 @@ class ResidualEmbedding(RowEmbedding):
     def stored_values(self) -> int:
         """Those of the plain table that serves in its place; the basis and the graph serve the training alone."""
         return self.table.weight.numel()
+
+
+class _WeightedSums(torch.autograd.Function):
+    """Sum of each bag's rows of a table, by weights; every row is looked up.
+
+    The gradient uses the order of the look-ups by row, which is known, where PyTorch's own sorts them again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, weights: Tensor, lookup: Lookup) -> Tensor:
+        ctx.lookup = lookup
+        ctx.save_for_backward(table, weights)
+        return F.embedding_bag(lookup.index, table, lookup.begins, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        table, weights = ctx.saved_tensors
+        lookup, gradient = ctx.lookup, gradients[0].contiguous()
+        segments = lookup.segments
+        of_table = F.embedding_bag(segments.bags, gradient, segments.begins, mode="sum",
+                                   per_sample_weights=weights.index_select(0, segments.order))
+        of_weights = None
+        if ctx.needs_input_grad[1]:
+            bags = torch.repeat_interleave(gradient, lookup.lengths, 0, output_size=len(weights))
+            of_weights = (bags * table.index_select(0, lookup.index)).sum(1)
+        return of_table, of_weights, None
 
 
 def _links(alloc: CentralResidual) -> np.ndarray:

@@ -71,7 +71,18 @@ def assert_shares_what_items_have_in_common(find: Callable[[Planted, int], ArchS
                                     pytest.param("attention", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seeds", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_items_of_an_interest_learn_from_each_others_labels(host: Host, fusion: str, seeds: int) -> None:
-    """CALIBRATION"""
+    """Test AUC by seed (0 to 4), of at most 0.685 to 0.700, and radius over separation of the planted domains.
+
+    ========= ======================== ========================
+    plain     .606 .598 .615 .615 .614 1.21 1.32 1.24 1.32 1.22
+    avg       .654 .645 .662 .668 .664 0.54 0.59 0.59 0.53 0.57
+    gcn       .654 .645 .662 .667 .665 0.55 0.59 0.59 0.52 0.56
+    attention .654 .644 .663 .667 .664 0.54 0.59 0.53 0.52 0.58
+    shuffled  .546 .502 .568 .506 .585 2.28 3.27 2.17 3.32 1.93
+    ========= ======================== ========================
+
+    The gain is at least .046 for every seed. All three fusions weigh near-equal edges nearly alike here.
+    """
     def find(log: Planted, seed: int) -> ArchSpec:
         return replace(SEARCH, fusions=(fusion,)).search(rows_of(log), host, seed).specs[f"res_embedding-{fusion}"]
 
