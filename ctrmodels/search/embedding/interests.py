@@ -126,8 +126,10 @@ def interest_domains(alloc: CentralResidual) -> np.ndarray:
         if np.array_equal(new, label):
             break
         label = new
-    alone = np.diff(graph.indptr) == 1
-    return np.where(alone, -1, np.unique(label, return_inverse=True)[1])
+    joined = np.diff(graph.indptr) > 1
+    found = np.full(size, -1)
+    found[joined] = np.unique(label[joined], return_inverse=True)[1]
+    return found
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,12 @@ def test_domains_are_the_planted_ones_or_parts_of_them() -> None:
         assert len(np.unique(truth[found == domain])) == 1
 
 
+def test_items_without_neighbours_are_of_no_domain() -> None:
+    near = np.array([[0, -1, -1], [1, 3, -1], [2, 4, -1], [3, 1, -1], [4, 2, -1], [5, -1, -1], [6, -1, -1]], np.int32)
+    found = interest_domains(CentralResidual("item", near, (near >= 0).astype(np.float32)))
+    assert found.tolist() == [-1, 0, 1, 0, 1, -1, -1]
+
+
 def test_the_envelope_is_radius_and_separation_of_any_embedding() -> None:
     schema = history_rows([[0, 1]]).schema
     embedding = UniformEmbedding(schema, 2)
