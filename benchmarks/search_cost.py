@@ -14,12 +14,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import display_log
-from ctrmodels.search import AIMEDS, PEP, AutoDim, Host, SearchMethod, SearchRows
+from ctrmodels.search import AIMEDS, NIS, PEP, AutoDim, Host, SearchMethod, SearchRows
 from ctrmodels.training import TrainConfig
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -36,6 +37,7 @@ def methods(epochs: int) -> dict[str, SearchMethod]:
         "autodim, separate, every 10": replace(autodim, layout="separate", projection="linear"),
         "aim_eds, field_dimension": AIMEDS(epochs=epochs),
         "aim_eds, value_dimension": AIMEDS(epochs=epochs, granularity="value_dimension"),
+        "nis, multi": NIS(epochs=epochs, budget=0.9),
     }
 
 
@@ -88,9 +90,9 @@ def main() -> None:
         ratios: dict[str, list[float]] = {name: [] for name in chosen}
         plain(rows, host, 1)  # compiles, and touches memory
         for _ in range(arguments.rounds):
-            base = seconds(lambda: plain(rows, host, arguments.epochs))
+            base = seconds(partial(plain, rows, host, arguments.epochs))
             for name, method in chosen.items():
-                ratios[name].append(seconds(lambda method=method: search(method, rows, host)) / base)  # type: ignore[misc]
+                ratios[name].append(seconds(partial(search, method, rows, host)) / base)
         print(json.dumps({"hidden": hidden, "batch": arguments.batch, "precision": arguments.precision,
                           "epochs": arguments.epochs, "ratios": {name: round(statistics.median(r), 2)
                                                                  for name, r in ratios.items()}}), flush=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 
 VERSION = 1
+Fusion = Literal["avg", "gcn", "attention"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,50 @@ class ValueMask:
     kind: Literal["per_value_mask"] = "per_value_mask"
 
 
-Alloc = Uniform | PerField | PerBucket | FieldDimMask | ValueMask
+@dataclass(frozen=True, eq=False)
+class CentralResidual:
+    """Ids of one space as a vector shared with their neighbours in a graph, plus a small residual of their own.
+
+    All other id spaces have an ordinary table. What serves is a plain table of the sums, and that is what it costs: as
+    much as a uniform width. Training holds a second vector per item.
+
+    Attributes:
+        item: the id space whose I ids the graph joins.
+        neighbours: int32 [I, K], the ids that an id's shared vector is made of, itself first; -1 = none.
+        weights: float32 [I, K], of the graph's edges; 0 where there is none.
+        fusion: how the neighbours' vectors are weighed: ``avg``, edges over their sum; ``gcn``, edges over the root
+            of both ends' sums; ``attention``, edges times the exponential of the vectors' inner product, normalised.
+        lambda_r: weight in the loss of the squared norm of the residuals that a batch touches.
+    """
+
+    item: str
+    neighbours: np.ndarray
+    weights: np.ndarray
+    fusion: Fusion = "avg"
+    lambda_r: float = 0.0
+    kind: Literal["central_residual"] = "central_residual"
+
+    def check(self, schema: Schema) -> None:
+        """Refuse a graph that is not of the log's items.
+
+        Raises:
+            ValueError: there is no such id space, or the lists do not fit its ids or each other.
+        """
+        ids = {f.name: f.vocab for f in schema.id_spaces}.get(self.item)
+        if ids is None:
+            raise ValueError(f"a graph of {self.item!r}, which is no id space of the log")
+        near = self.neighbours
+        if near.ndim != 2 or len(near) != ids or self.weights.shape != near.shape:
+            raise ValueError(f"{self.item}: neighbours {near.shape} and weights {self.weights.shape} of {ids} ids")
+        if not np.array_equal(near[:, 0], np.arange(ids)) or near.min() < -1 or near.max() >= ids:
+            raise ValueError(f"{self.item}: a list does not begin with its own id, or names one beyond the {ids} ids")
+        if not np.array_equal(near >= 0, self.weights > 0):
+            raise ValueError(f"{self.item}: edges, and only edges, have weights above 0")
+        if self.fusion not in get_args(Fusion):
+            raise ValueError(f"unknown fusion {self.fusion!r}; there are {get_args(Fusion)}")
+
+
+Alloc = Uniform | PerField | PerBucket | FieldDimMask | ValueMask | CentralResidual
 
 
 @dataclass(frozen=True, order=True)
@@ -224,6 +268,11 @@ class ArchSpec:
             arrays["mask"] = np.packbits(self.alloc.mask)
             if self.alloc.init is not None:
                 arrays["init"] = self.alloc.init.astype(np.float32)
+        elif isinstance(self.alloc, CentralResidual):
+            embedding = {"kind": "central_residual", "item": self.alloc.item, "fusion": self.alloc.fusion,
+                         "lambda_r": self.alloc.lambda_r}
+            arrays |= {"neighbours": self.alloc.neighbours.astype(np.int32),
+                       "weights": self.alloc.weights.astype(np.float32)}
         interactions = None if self.interactions is None else [
             {"fields": list(i.fields), "op": i.op, "strength": round(i.strength, 8)} for i in self.interactions]
         return {
@@ -289,6 +338,10 @@ def _alloc(raw: dict[str, Any] | None, out_dim: int, folder: Path) -> Alloc | No
             rows, dim = raw["shape"]
             mask = np.unpackbits(arrays["mask"], count=rows * dim).astype(bool).reshape(rows, dim)
             return ValueMask(mask, arrays["init"] if raw["rewind"] else None)
+    if raw["kind"] == "central_residual":
+        with np.load(folder / "archspec.npz", allow_pickle=False) as arrays:
+            return CentralResidual(raw["item"], arrays["neighbours"], arrays["weights"], raw["fusion"],
+                                   raw["lambda_r"])
     raise ValueError(f"unknown allocation {raw['kind']!r}")
 
 
@@ -313,6 +366,8 @@ def id_widths(spec: ArchSpec, schema: Schema) -> np.ndarray:
         for space, begin, end, width, shared in alloc.buckets(schema):
             widths[starts[space] + begin:starts[space] + end] = width / (end - begin) if shared else width
         return widths
+    if isinstance(alloc, CentralResidual):
+        return np.full(schema.total_vocab, float(spec.out_dim))
     raise ValueError(f"the spec of {spec.method} does not speak of the embedding")
 
 

@@ -19,7 +19,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 SOURCES = ("movielens-100k", "files", "simulated")
-EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim", "pep", "aim_eds")
+EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim", "pep", "aim_eds", "nis",
+                     "res_embedding")
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
 INTERACTION_METHODS = ("all_pairs", "autofis", *BASELINES)
 HOSTS = ("autodeepfm", *(name for name in BASELINES if name not in ("lr", "din")))
@@ -477,6 +478,65 @@ class AimEds(Section):
     epochs: Annotated[int, Field(ge=1)] = 6
 
 
+Cuts = tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+
+
+class Nis(Section):
+    """NIS (KDD 2020): which blocks of rows and columns of every table exist, by a policy.
+
+    Attributes:
+        mode: ``single``, a width per field and how many ids have it; ``multi``, a width per block of ids.
+        budget: values to store, as a share of the dense table's.
+        row_cuts: cumulative shares at which blocks of ids end.
+        shares_of: of the ids, or of their occurrences on ``train``.
+        column_cuts: cumulative shares of the embedding's width at which slices end.
+        quality: of the reward; ``recall`` is that of positives against ``negatives`` sampled ones, among the best
+            ``top``.
+        penalty: of the reward, per whole budget in excess.
+        entropy: weight of the policy's entropy, falling to 0.
+        warm_up: share of the steps in which actions are drawn uniformly.
+        every: weight steps per step of the policy.
+        samples: actions per step of the policy.
+        reward_rows: rows of ``arch`` per reward.
+    """
+
+    mode: Literal["single", "multi"] = "multi"
+    budget: Annotated[float, Field(gt=0, le=1)] = 0.5
+    row_cuts: Cuts = (0.1, 0.3, 0.6, 0.9)
+    shares_of: Literal["ids", "occurrences"] = "ids"
+    column_cuts: Cuts = (0.25, 0.5, 0.75)
+    quality: Literal["auc", "recall"] = "auc"
+    top: Annotated[int, Field(ge=1)] = 1
+    negatives: Annotated[int, Field(ge=1)] = 20
+    penalty: Annotated[float, Field(ge=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    entropy: Annotated[float, Field(ge=0)] = 0.01
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    every: Annotated[int, Field(ge=1)] = 8
+    samples: Annotated[int, Field(ge=2)] = 4
+    reward_rows: Annotated[int, Field(ge=2)] = 4096
+    epochs: Annotated[int, Field(ge=1)] = 6
+
+
+class ResEmbedding(Section):
+    """Res-embedding (DLP-KDD 2019): items as a graph's shared vectors plus residuals; needs behaviour histories.
+
+    Attributes:
+        item: the field whose ids the graph joins; ``null`` = the one that sequences are ``of``.
+        window: steps between two items of a history that count as near.
+        neighbours: kept per item.
+        fusions: one candidate each.
+        penalty: weight of the residuals' squared norm.
+    """
+
+    item: str | None = None
+    window: Annotated[int, Field(ge=1)] = 2
+    neighbours: Annotated[int, Field(ge=1)] = 10
+    fusions: Annotated[tuple[Literal["avg", "gcn", "attention"], ...], Field(min_length=1)] = (
+        "avg", "gcn", "attention")
+    penalty: Annotated[float, Field(ge=0)] = 1e-2
+
+
 class SearchEmbedding(Section):
     """Which embedding searches run, how often, on which network, and towards which objective (``null`` = the first).
 
@@ -496,6 +556,8 @@ class SearchEmbedding(Section):
     autodim: AutoDim = AutoDim()
     pep: Pep = Pep()
     aim_eds: AimEds = AimEds()
+    nis: Nis = Nis()
+    res_embedding: ResEmbedding = ResEmbedding()
 
 
 class Select(Section):

@@ -10,11 +10,13 @@ from ctrmodels.archspec import ArchSpec, id_widths
 from ctrmodels.data import Dataset, Schema
 from ctrmodels.search import (
     AIMEDS,
+    NIS,
     PEP,
     AutoDim,
     FrequencyRule,
     NarrowWidth,
     RareIds,
+    ResEmbedding,
     SearchMethod,
     UniformWidth,
 )
@@ -26,7 +28,7 @@ from tasks.searches import host_of, run_method
 DECILES = 10
 METHODS: Mapping[str, Callable[..., SearchMethod]] = {
     "uniform": UniformWidth, "narrow": NarrowWidth, "rare_ids": RareIds, "frequency_rule": FrequencyRule,
-    "autodim": AutoDim, "pep": PEP, "aim_eds": AIMEDS}
+    "autodim": AutoDim, "pep": PEP, "aim_eds": AIMEDS, "nis": NIS, "res_embedding": ResEmbedding}
 
 
 def method_of(key: str, params: Params) -> SearchMethod:

@@ -8,7 +8,7 @@ For a whole raw log (funnel, positions, histories, days) see :mod:`ctrmodels.dat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -63,17 +63,19 @@ class Planted:
             start += len(rows)
 
 
-def in_memory(schema: Schema, ids: np.ndarray, labels: np.ndarray, group: np.ndarray | None = None) -> Rows:
-    """Rows of id fields only, around plain arrays.
+def in_memory(schema: Schema, ids: np.ndarray, labels: np.ndarray, group: np.ndarray | None = None,
+              sequences: Mapping[str, np.ndarray] | None = None) -> Rows:
+    """Rows of id fields and sequences, around plain arrays.
 
     Args:
-        schema: their description; without numeric and sequence fields.
+        schema: their description; without numeric fields.
         ids: [N, F] field-local ids.
         labels: [N, K] or, for one objective, [N]; NaN where unknown.
         group: int64 [N] list of each row; ``None`` = the log has no lists.
+        sequences: [N, L] steps by name.
     """
     n = len(ids)
-    return Rows.of(schema, np.ascontiguousarray(ids, np.int32), np.zeros((n, 0), np.float32), {},
+    return Rows.of(schema, np.ascontiguousarray(ids, np.int32), np.zeros((n, 0), np.float32), dict(sequences or {}),
                 np.asarray(labels, np.float32).reshape(n, -1), np.zeros(n, np.int32),
                 np.zeros(n, np.int64) if group is None else group.astype(np.int64), np.zeros(n, np.int64))
 
@@ -199,12 +201,43 @@ def planted_funnel(seed: int, rows: int = 120_000, users: int = 800, items: int 
         objectives=(Objective("click"), Objective("conversion", after="click")), group=u)
 
 
+def planted_interests(seed: int, rows: int = 10_000, users: int = 2_000, items: int = 300, domains: int = 10,
+                      length: int = 15, stay: float = 0.8) -> Planted:
+    """Items of interest domains; a user clicks on items of the two domains that the history is about.
+
+    A history moves between its user's two interests, each step staying in the last one's with probability ``stay``,
+    so that items that follow each other are mostly of one domain. Half of the rows show an item of the user's
+    interests, the others any item. Labels are few per item and histories many: an embedding that knows from the
+    histories which items belong together needs fewer rows. ``train`` and ``arch`` together have three tenths of the
+    rows, ``test`` half.
+
+    Truth: ``domain``, int [vocab of item_id], the domain of every id, -1 for the out-of-vocabulary one.
+    """
+    rng = np.random.default_rng(seed)
+    domain = rng.permutation(np.arange(items) % domains)
+    members = np.stack([np.flatnonzero(domain == z) for z in range(domains)])  # [domains, items of one]
+    interests = rng.random((users, domains)).argsort(1)[:, :2]
+    moves = rng.random((users, length)) >= stay
+    turn = (rng.integers(2, size=(users, 1)) + np.cumsum(moves, 1)) % 2
+    history = members[np.take_along_axis(interests, turn, 1), rng.integers(members.shape[1], size=(users, length))]
+    user = rng.integers(users, size=rows)
+    fond = members[interests[user, rng.integers(2, size=rows)], rng.integers(members.shape[1], size=rows)]
+    item = np.where(rng.random(rows) < 0.5, fond, rng.integers(items, size=rows))
+    p = np.where((interests[user] == domain[item][:, None]).any(1), 0.65, 0.25)
+    encoded = _Encoded(item[:, None], [items], names=("item_id",), sides=("item",), shares=(0.25, 0.05, 0.2, 0.5))
+    return encoded.planted(
+        (rng.random(rows) < p)[:, None],
+        {"probability": encoded.by_role(p), "domain": encoded.by_id(domain + 1, 0) - 1}, group=user,
+        sequences={"seen": (0, history[user])})
+
+
 class _Encoded:
     """Values [N, F] split into roles (rows are exchangeable, so by place) and ranked by frequency on train.
 
     Attributes:
         parts: role → slice of its rows.
         kept: per field, the values that ``train`` has, in the order of their ids.
+        to_id: per field, int32, the id of every value.
         ids: int32 [N, F].
         counts: int64 [total_vocab].
     """
@@ -216,7 +249,7 @@ class _Encoded:
         cuts = [0, *np.round(np.cumsum(shares) * len(values)).astype(int).tolist()]
         self.parts = {role: slice(a, b) for role, a, b in zip(ROLES, cuts[:-1], cuts[1:], strict=True)}
         self.ids = np.empty(values.shape, np.int32)
-        self.kept, counts = [], []
+        self.kept, self.to_id, counts = [], [], []
         for f, size in enumerate(sizes):
             seen = np.bincount(values[self.parts["train"], f], minlength=size)
             kept = np.argsort(-seen, kind="stable")[:np.count_nonzero(seen)]
@@ -224,6 +257,7 @@ class _Encoded:
             to_id[kept] = np.arange(len(kept), dtype=np.int32)
             self.ids[:, f] = to_id[values[:, f]]
             self.kept.append(kept)
+            self.to_id.append(to_id)
             counts.append(np.append(seen[kept], 0))
         self.counts = np.concatenate(counts).astype(np.int64)
 
@@ -236,15 +270,20 @@ class _Encoded:
         return {role: column[part] for role, part in self.parts.items()}
 
     def planted(self, labels: np.ndarray, truth: dict[str, Any], objectives: tuple[Objective, ...] = CLICK,
-                group: np.ndarray | None = None) -> Planted:
-        """Rows and truth together."""
+                group: np.ndarray | None = None,
+                sequences: Mapping[str, tuple[int, np.ndarray]] | None = None) -> Planted:
+        """Rows and truth together; ``sequences`` are (the field they are of, its values [N, L]) by name."""
         fields = tuple(Field(name, "categorical", len(kept) + 1, side)
                        for name, kept, side in zip(self.names, self.kept, self.sides, strict=True))
+        steps = {name: self.to_id[f][values] for name, (f, values) in (sequences or {}).items()}
+        fields += tuple(Field(name, "sequence", fields[f].vocab, "user", fields[f].name, values.shape[1])
+                        for name, (f, values) in (sequences or {}).items())
         sizes = {role: part.stop - part.start for role, part in self.parts.items()}
         schema = Schema(fields, objectives, sizes,
                         vocab_hash=hashlib.sha256(b"".join(k.tobytes() for k in self.kept)).hexdigest(),
                         roles_hash=hashlib.sha256(repr(sizes).encode()).hexdigest())
-        roles = {role: in_memory(schema, self.ids[part], labels[part], None if group is None else group[part])
+        roles = {role: in_memory(schema, self.ids[part], labels[part], None if group is None else group[part],
+                                 {name: values[part] for name, values in steps.items()})
                  for role, part in self.parts.items()}
         return Planted(roles, truth, self.counts)
 

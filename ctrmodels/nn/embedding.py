@@ -44,6 +44,10 @@ class FieldEmbedding(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} has no single steps of {name!r}: choose a host that pools sequences")
 
+    def folded(self) -> FieldEmbedding:
+        """What serves in its place once it is trained: itself, or a simpler embedding of the same values."""
+        return self
+
     def stored_values(self) -> int:
         """Number of values that serving has to keep."""
         return sum(p.numel() for p in self.parameters())
@@ -58,11 +62,11 @@ class FieldEmbedding(nn.Module):
 
 
 class UniformEmbedding(FieldEmbedding):
-    """One table of width D for all id spaces."""
+    """One table of width D for all id spaces; its values start with standard deviation ``sd``."""
 
-    def __init__(self, schema: Schema, dim: int) -> None:
+    def __init__(self, schema: Schema, dim: int, sd: float = INIT_SD) -> None:
         super().__init__(schema, dim)
-        self.table = Table(schema.total_vocab, dim, INIT_SD)
+        self.table = Table(schema.total_vocab, dim, sd)
         self.offsets = schema.offsets
 
     def forward(self, batch: Batch, lookup: Lookup) -> Tensor:

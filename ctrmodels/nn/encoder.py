@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, PerField, Uniform, ValueMask
+from ctrmodels.archspec import ArchSpec, CentralResidual, FieldDimMask, PerBucket, PerField, Uniform, ValueMask
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.dropout import Dropout
@@ -22,6 +22,7 @@ from ctrmodels.nn.embedding import (
 from ctrmodels.nn.flat import flat_width, lay_out
 from ctrmodels.nn.interaction import PairProducts
 from ctrmodels.nn.norm import BatchNorm
+from ctrmodels.nn.residual import ResidualEmbedding
 from ctrmodels.nn.table import Layout, Lookup, Table
 from ctrmodels.nn.towers import full_precision
 
@@ -35,7 +36,8 @@ class Encoded:
         flat: [B, W] fields laid side by side and the numeric values; what an MLP reads.
         pairs: [B, M] inner products of the spec's interactions.
         pair_sum: [B] sum of all fields' pairs; empty unless the encoder was asked for it.
-        penalty: scalar, ``l2`` times the squared norm of the embeddings, per row; part of every loss.
+        penalty: scalar, ``l2`` times the squared norm of the embeddings, per row, and what the embedding adds of its
+            own; part of every loss.
         lookup: the rows of the batch in the layout of all fields.
         numeric: [B, N] numeric values.
         batch: the batch itself, for models that read single steps of a sequence.
@@ -55,7 +57,7 @@ def build_embedding(schema: Schema, spec: ArchSpec) -> FieldEmbedding:
     """The embedding that ``spec.alloc`` describes.
 
     Raises:
-        ValueError: the spec does not speak of the embedding, or its mask has another shape than the log's ids.
+        ValueError: the spec does not speak of the embedding, or its mask or graph has another shape than the log's ids.
     """
     if isinstance(spec.alloc, Uniform):
         return UniformEmbedding(schema, spec.alloc.dim)
@@ -69,6 +71,8 @@ def build_embedding(schema: Schema, spec: ArchSpec) -> FieldEmbedding:
         if spec.alloc.mask.shape[0] != schema.total_vocab:
             raise ValueError(f"a mask of {spec.alloc.mask.shape[0]} rows for {schema.total_vocab} ids")
         return MaskedEmbedding(schema, spec.alloc.mask, spec.alloc.init)
+    if isinstance(spec.alloc, CentralResidual):
+        return ResidualEmbedding(schema, spec.alloc, spec.out_dim)
     raise ValueError(f"the spec of {spec.method} does not speak of the embedding")
 
 
@@ -105,9 +109,10 @@ class FeatureEncoder(nn.Module):
     def forward(self, batch: Batch) -> Encoded:
         """Encode B rows."""
         lookup = self.layout(batch)
-        fields, flat, pair_sum = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
+        fields, flat, pair_sum, own = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
         pairs = self.products(fields) if self.n_pairs else fields.new_zeros(fields.shape[0], 0)
         penalty = self.l2 * fields.square().sum() / fields.shape[0] if self.l2 else fields.new_zeros(())
+        penalty = penalty if own is None else penalty + own
         return Encoded(fields, self.dropout(flat), pairs, pair_sum, penalty, lookup, batch.numeric, batch)
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:

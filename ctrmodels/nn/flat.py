@@ -22,11 +22,13 @@ class LaidOut(NamedTuple):
         fields: float32 [B, F, D].
         flat: [B, W], fields and numeric values side by side; under autocast already in its type.
         pair_sum: [B], :func:`~ctrmodels.nn.interaction.pair_inner_sum` of the fields; empty if not asked for.
+        penalty: scalar that the embedding adds to the loss, if it does.
     """
 
     fields: Tensor
     flat: Tensor
     pair_sum: Tensor
+    penalty: Tensor | None = None
 
 
 def flat_width(n_fields: int, dim: int, n_numeric: int) -> int:
@@ -118,7 +120,8 @@ class _LookUp(torch.autograd.Function):
                 pairs: bool, bf16: bool, every_row: bool) -> tuple[Tensor, Tensor, Tensor]:
         fields, flat, pair_sum, total = compiled().gather_flat(table, lookup.index, numeric, width, pairs, bf16)
         # In float32 the fields lie in flat; to autograd they are a tensor of their own, since nothing writes to either.
-        fields = fields.new_empty(0).set_(fields.untyped_storage(), fields.storage_offset(), fields.shape, fields.stride())
+        fields = fields.new_empty(0).set_(
+            fields.untyped_storage(), fields.storage_offset(), fields.shape, fields.stride())
         ctx.lookup, ctx.mask, ctx.size, ctx.every_row = lookup, mask, table.shape, every_row
         ctx.save_for_backward(fields, total)
         ctx.set_materialize_grads(False)

@@ -11,6 +11,7 @@ from ctrmodels.search.embedding import (
     FrequencyRule,
     NarrowWidth,
     RareIds,
+    ResEmbedding,
     UniformWidth,
 )
 from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline
@@ -31,6 +32,7 @@ __all__ = [
     "Interaction",
     "NarrowWidth",
     "RareIds",
+    "ResEmbedding",
     "SearchMethod",
     "SearchRows",
     "UniformWidth",

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, PerField, Uniform, ValueMask, all_pairs
+from ctrmodels.archspec import (
+    ArchSpec,
+    CentralResidual,
+    FieldDimMask,
+    PerBucket,
+    PerField,
+    Uniform,
+    ValueMask,
+    all_pairs,
+)
 from ctrmodels.data.schema import Schema
 
 TOLERANCE = 0.02
@@ -19,7 +28,8 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
 
     Widths, by field or by bucket: random ones from the same candidates whose parameters come within 2 % (or as near as
     can be) of the spec's. Masks of fields' dimensions: random numbers of random dimensions that cost the same. Value
-    masks: as many random values, from the same initial ones. Interactions: as many random pairs.
+    masks: as many random values, from the same initial ones. Graphs: the same edges between other items. Interactions:
+    as many random pairs.
 
     Raises:
         ValueError: the spec is not searched, so that there is nothing to draw.
@@ -44,6 +54,12 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
         mask = np.zeros(spec.alloc.mask.size, bool)
         mask[rng.choice(mask.size, int(spec.alloc.mask.sum()), replace=False)] = True
         changes["alloc"] = ValueMask(mask.reshape(spec.alloc.mask.shape), spec.alloc.init)
+    elif isinstance(spec.alloc, CentralResidual):
+        near, weights = np.empty_like(spec.alloc.neighbours), np.empty_like(spec.alloc.weights)
+        other = rng.permutation(len(near)).astype(near.dtype)  # the item that takes each one's place in the graph
+        near[other] = np.where(spec.alloc.neighbours >= 0, other[spec.alloc.neighbours], spec.alloc.neighbours)
+        weights[other] = spec.alloc.weights
+        changes["alloc"] = replace(spec.alloc, neighbours=near, weights=weights)
     elif isinstance(spec.alloc, Uniform):
         raise ValueError("a uniform width has no random control")
     if spec.interactions is not None:

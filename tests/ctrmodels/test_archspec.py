@@ -8,7 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ctrmodels.archspec import ArchSpec, Cost, FieldDimMask, Interaction, PerBucket, PerField, Uniform, ValueMask, merge
+from ctrmodels.archspec import (
+    ArchSpec,
+    CentralResidual,
+    Cost,
+    FieldDimMask,
+    Interaction,
+    PerBucket,
+    PerField,
+    Uniform,
+    ValueMask,
+    merge,
+)
 from ctrmodels.data.planted import planted_widths
 from ctrmodels.errors import InputError
 from ctrmodels.search import Host
@@ -18,6 +29,13 @@ SCHEMA = planted_widths(0, rows=1000).schema
 
 def mask() -> np.ndarray:
     return np.random.default_rng(0).random((SCHEMA.total_vocab, 8)) < 0.3
+
+
+def graph(**changes) -> CentralResidual:
+    """Every id of the first field beside the next one."""
+    ids = np.arange(SCHEMA.id_spaces[0].vocab)
+    near = np.stack([ids, (ids + 1) % len(ids), np.full(len(ids), -1)], 1).astype(np.int32)
+    return replace(CentralResidual(SCHEMA.id_spaces[0].name, near, (near >= 0).astype(np.float32)), **changes)
 
 
 SPECS = [
@@ -30,6 +48,10 @@ SPECS = [
     ArchSpec.of(SCHEMA, "buckets", 8, alloc=PerBucket(((5,),) * 8, ((8, 2),) * 8)),
     ArchSpec.of(SCHEMA, "rare", 8, alloc=PerBucket(((5,),) * 8, ((8, 2),) * 8, shared=True)),
     ArchSpec.of(SCHEMA, "dims", 8, alloc=FieldDimMask(np.eye(8, dtype=bool))),
+    ArchSpec.of(SCHEMA, "graph", 8, alloc=graph()),
+    ArchSpec.of(SCHEMA, "fused", 8, alloc=graph(fusion="attention")),
+    ArchSpec.of(SCHEMA, "penalised", 8, alloc=graph(lambda_r=0.01)),
+    ArchSpec.of(SCHEMA, "weighted", 8, alloc=graph(weights=2 * graph().weights)),
 ]
 
 
@@ -81,6 +103,31 @@ def test_a_damaged_or_newer_file_is_refused(tmp_path):
         ArchSpec.load(tmp_path)
     with pytest.raises(InputError):
         ArchSpec.load(tmp_path / "absent")
+
+
+def test_a_graph_keeps_its_lists_and_settings(tmp_path):
+    ArchSpec.of(SCHEMA, "g", 8, alloc=graph(fusion="gcn", lambda_r=0.01)).save(tmp_path)
+    found = ArchSpec.load(tmp_path).alloc
+    assert (found.item, found.fusion, found.lambda_r) == ("field_0", "gcn", 0.01)
+    for name in ("neighbours", "weights"):
+        array, wanted = getattr(found, name), getattr(graph(), name)
+        assert np.array_equal(array, wanted) and array.dtype == wanted.dtype
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"item": "nothing"}, "no id space"), ({"neighbours": graph().neighbours[1:]}, "ids"),
+    ({"weights": graph().weights[:, :2]}, "weights"),
+    ({"neighbours": graph().neighbours[:, ::-1]}, "its own id"),
+    ({"neighbours": graph().neighbours * 2 ** np.array([0, 1, 0])}, "beyond"),
+    ({"weights": 0 * graph().weights}, "above 0"),
+    ({"fusion": "sum"}, "fusion")])
+def test_a_graph_of_other_items_is_refused(changes, named):
+    graph().check(SCHEMA)
+    with pytest.raises(ValueError, match=named):
+        graph(**changes).check(SCHEMA)
+    host = Host("click", dim=8)
+    with pytest.raises(ValueError, match=named):
+        host.build(SCHEMA, host.complete(ArchSpec.of(SCHEMA, "g", 8, alloc=graph(**changes)), SCHEMA))
 
 
 def test_specs_of_different_parts_merge():

@@ -23,7 +23,8 @@ from tests.support.served_models import ALLOCS, SCHEMA, build, draw, eager, hist
 # Where a mask's values start makes no other graph: one model shows it.
 SINGLE = [("deepfm", "mask_with_init"), *((name, alloc) for name in ("deepfm", "dcnv2", "autodeepfm")
                                           for alloc in ("uniform", "per_field", "mask"))]
-SINGLE += [("deepfm", "per_bucket"), ("autodeepfm", "shared_rare"), ("dcnv2", "field_dims")]
+SINGLE += [("deepfm", "per_bucket"), ("autodeepfm", "shared_rare"), ("dcnv2", "field_dims"), ("deepfm", "central"),
+           ("autodeepfm", "central_attention")]
 MULTI = [("shared_bottom", "uniform"), ("esmm", "per_field"), ("mmoe", "mask")]
 
 
@@ -40,7 +41,8 @@ def test_every_allocation_is_exported() -> None:
 
 
 @pytest.mark.parametrize(("name", "alloc"), [
-    *SINGLE, *MULTI, ("din", "mask"), ("din", "per_bucket"), ("din", "field_dims")])
+    *SINGLE, *MULTI, ("din", "mask"), ("din", "per_bucket"), ("din", "field_dims"), ("din", "central"),
+    ("mmoe", "central")])
 def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_onnx(model, SCHEMA, tmp_path / "export")
@@ -49,11 +51,12 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
         rows = draw(n)
         found = scorer.score(rows["ids"], rows["numeric"], histories(rows))
         assert_equal(found, eager(model, rows))
-    assert set(found) == ({"click@all"} if (name, alloc) not in MULTI else set(score_names(SCHEMA)))
+    assert set(found) == ({"click@all"} if name not in dict(MULTI) else set(score_names(SCHEMA)))
     assert all(np.ptp(score) > 0.01 for score in found.values())
 
 
-@pytest.mark.parametrize(("name", "alloc"), [("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket")])
+@pytest.mark.parametrize(("name", "alloc"), [
+    ("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket"), ("dnn", "central_attention")])
 def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_package(model, SCHEMA, tmp_path / "export")
@@ -126,6 +129,16 @@ def test_pruned_values_take_no_room_in_the_file(export, file: str, tmp_path: Pat
     table = 4 * 0.2 * values + values / 8 + 4 * vocab
     assert sizes["dense"] - 4 * values < 100_000
     assert abs(sizes["dense"] - sizes["pruned"] - (4 * values - table)) < 0.02 * table + 30_000
+
+
+def test_a_graph_is_folded_into_a_plain_table(tmp_path: Path) -> None:
+    for alloc in ("uniform", "central"):
+        export_package(build("dnn", alloc), SCHEMA, tmp_path / alloc)
+    tables = {}
+    for alloc in ("uniform", "central"):
+        stored = torch.export.load(tmp_path / alloc / "model.pt2").state_dict
+        tables[alloc] = {name: value.shape for name, value in stored.items() if "embedding" in name}
+    assert tables["central"] == tables["uniform"]
 
 
 def test_weights_beyond_the_limit_of_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

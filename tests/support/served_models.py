@@ -7,7 +7,17 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ctrmodels.archspec import Alloc, ArchSpec, FieldDimMask, PerBucket, PerField, Uniform, ValueMask, all_pairs
+from ctrmodels.archspec import (
+    Alloc,
+    ArchSpec,
+    CentralResidual,
+    FieldDimMask,
+    PerBucket,
+    PerField,
+    Uniform,
+    ValueMask,
+    all_pairs,
+)
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.export import Model
 from ctrmodels.multitask import ModelConfig, build_model
@@ -23,12 +33,16 @@ SCHEMA = Schema(
     objectives=(Objective("click"), Objective("buy", after="click"), Objective("dwell", "regression", after="click")),
     rows={"train": 1}, vocab_hash="v", roles_hash="r")
 DIM = 6
+_NEAR = np.stack([np.arange(30), np.arange(1, 31) % 30, np.where(np.arange(30) % 3, np.arange(2, 32) % 30, -1)], 1)
 _MASK = np.random.default_rng(0).random((SCHEMA.total_vocab, DIM)) < 0.3
 ALLOCS: Mapping[str, Alloc] = {
     "uniform": Uniform(DIM), "per_field": PerField((2, 0, DIM, 3)), "mask": ValueMask(_MASK),
     "per_bucket": PerBucket(((3, 20), (), (10,), (2,)), ((DIM, 2, 0), (3,), (4, 2), (2, 0))),
     "shared_rare": PerBucket(((3, 20), (2,), (10,), (2,)), ((DIM, 2, 2), (3, 1), (4, 2), (2, 2)), shared=True),
     "field_dims": FieldDimMask(np.random.default_rng(1).random((4, DIM)) < 0.5),
+    "central": CentralResidual("item", _NEAR.astype(np.int32), (_NEAR >= 0) * np.float32([2, 2, 1]), "gcn", 0.1),
+    "central_attention": CentralResidual("item", _NEAR.astype(np.int32), (_NEAR >= 0) * np.float32([1, 1, 1]),
+                                         "attention"),
     "mask_with_init": ValueMask(_MASK, np.full(_MASK.shape, 0.1, np.float32))}
 
 

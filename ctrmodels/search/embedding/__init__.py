@@ -4,6 +4,7 @@ from ctrmodels.search.embedding.aim_eds import AIMEDS
 from ctrmodels.search.embedding.autodim import AutoDim
 from ctrmodels.search.embedding.nis import NIS
 from ctrmodels.search.embedding.pep import PEP
+from ctrmodels.search.embedding.res_embedding import ResEmbedding
 from ctrmodels.search.embedding.rules import FrequencyRule, NarrowWidth, RareIds
 from ctrmodels.search.embedding.uniform import UniformWidth
 
@@ -15,5 +16,6 @@ __all__ = [
     "FrequencyRule",
     "NarrowWidth",
     "RareIds",
+    "ResEmbedding",
     "UniformWidth",
 ]

@@ -12,9 +12,16 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
 from ctrmodels.data import ROLES
-from ctrmodels.data.planted import Planted, planted_funnel, planted_head, planted_pairs, planted_widths
+from ctrmodels.data.planted import (
+    Planted,
+    planted_funnel,
+    planted_head,
+    planted_interests,
+    planted_pairs,
+    planted_widths,
+)
 
-GENERATORS = (planted_pairs, planted_head, planted_widths, planted_funnel)
+GENERATORS = (planted_pairs, planted_head, planted_widths, planted_funnel, planted_interests)
 
 
 def click_probability(planted: Planted, role: str) -> np.ndarray:
@@ -40,7 +47,7 @@ def test_ids_are_ranks_by_frequency_on_train_and_the_last_is_unseen(generate: Ca
     assert len(planted.counts) == planted.schema.total_vocab
     assert dict(planted.schema.rows) == {role: len(rows) for role, rows in planted.roles.items()}
     assert sum(planted.schema.rows.values()) == 8_000
-    for f, field in enumerate(planted.schema.fields):
+    for f, field in enumerate(planted.schema.id_fields):
         start = planted.schema.offsets[field.name]
         counts = planted.counts[start:start + field.vocab]
         found = np.bincount(planted.roles["train"].ids[:, f], minlength=field.vocab)
@@ -128,3 +135,18 @@ def test_the_funnel_has_its_rates_and_clickbait() -> None:
     np.testing.assert_allclose(truth["conversion"]["test"],
                                truth["click"]["test"] * truth["conversion@click"]["test"])
     assert len(np.unique(planted.roles["test"].group)) == 800
+
+
+def test_users_click_on_the_domains_that_their_histories_are_about() -> None:
+    planted = planted_interests(0)
+    domain, rows = planted.truth["domain"], planted.roles["train"]
+    assert domain[-1] == -1 and np.array_equal(np.unique(domain[:-1]), np.arange(10))
+    history = domain[rows.sequences["seen"]]
+    assert (history[:, 1:] == history[:, :-1]).mean() == pytest.approx(0.8, abs=0.02)
+    assert max(len(np.unique(h[h >= 0])) for h in history) == 2
+    fond = (history == domain[rows.ids[:, 0]][:, None]).any(1)
+    likely = click_probability(planted, "train") == 0.65
+    assert not (fond & ~likely).any()  # a short history may miss one of the interests
+    assert (likely & ~fond).mean() < 0.05
+    _, first, user = np.unique(rows.group, return_index=True, return_inverse=True)
+    assert np.array_equal(rows.sequences["seen"], rows.sequences["seen"][first][user])  # one history per user

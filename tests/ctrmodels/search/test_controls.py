@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, PerField, Uniform, ValueMask, all_pairs
+from ctrmodels.archspec import (
+    ArchSpec,
+    CentralResidual,
+    FieldDimMask,
+    PerBucket,
+    PerField,
+    Uniform,
+    ValueMask,
+    all_pairs,
+)
 from ctrmodels.data.planted import planted_widths
 from ctrmodels.search import Host, random_control
 
@@ -55,6 +64,23 @@ def test_a_random_mask_keeps_as_many_values_and_the_same_initial_ones():
     assert draw.alloc.mask.sum() == spec.alloc.mask.sum()
     assert not np.array_equal(draw.alloc.mask, spec.alloc.mask)
     assert draw.alloc.init is spec.alloc.init
+
+
+def test_a_random_graph_has_the_same_edges_between_other_items():
+    ids = np.arange(SCHEMA.id_spaces[0].vocab)
+    near = np.stack([ids, ids + 1, ids + 2], 1).astype(np.int32)
+    near[near >= len(ids)] = -1
+    weights = np.where(near >= 0, ids[:, None] + 1, 0).astype(np.float32)
+    spec = ArchSpec.of(SCHEMA, "x", 16, alloc=CentralResidual("field_0", near, weights, "gcn", 0.1))
+    draw = random_control(spec, SCHEMA, 1)
+    draw.alloc.check(SCHEMA)
+    assert cost(draw) == cost(spec) == SCHEMA.total_vocab * 16
+    place = draw.alloc.weights[:, 0].astype(int) - 1  # the item whose place in the graph each one has taken
+    assert (place != ids).mean() > 0.9
+    for item in ids:
+        there = draw.alloc.neighbours[item] >= 0
+        assert np.array_equal(place[draw.alloc.neighbours[item][there]], near[place[item]][there])
+        assert np.array_equal(draw.alloc.weights[item], weights[place[item]])
 
 
 def test_random_pairs_are_as_many_and_distinct():
