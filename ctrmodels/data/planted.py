@@ -203,7 +203,6 @@ def planted_stream(seed: int, rows: int = 60_000, users: int = 500, items: int =
     before = np.stack([_occurrences(drawn[:, f]) for f in range(2)], axis=1)
     factors = [rng.standard_normal((n, rank)) for n in sizes]
     product = factors[0][drawn[:, 0]] * factors[1][drawn[:, 1]]
-    product[:, 0] *= 2.0
     product[(before < enough).any(axis=1), 1:] = 0.0
     p = _sigmoid(scale * product.sum(axis=1) / np.sqrt(rank))
     encoded = _Encoded(drawn, sizes, names=("user_id", "item_id"), sides=("user", "item"))

@@ -3,7 +3,16 @@
 from ctrmodels.archspec import ArchSpec, Interaction, merge
 from ctrmodels.search.base import Found, Host, SearchMethod, SearchRows
 from ctrmodels.search.controls import random_control
-from ctrmodels.search.embedding import PEP, AutoDim, FrequencyRule, NarrowWidth, RareIds, UniformWidth
+from ctrmodels.search.embedding import (
+    PEP,
+    AutoDim,
+    AutoEmb,
+    FrequencyRule,
+    NarrowWidth,
+    RareIds,
+    StreamingAutoEmb,
+    UniformWidth,
+)
 from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline
 from ctrmodels.search.trial import retrain
 
@@ -12,6 +21,7 @@ __all__ = [
     "AllPairs",
     "ArchSpec",
     "AutoDim",
+    "AutoEmb",
     "AutoFIS",
     "Baseline",
     "Found",
@@ -22,6 +32,7 @@ __all__ = [
     "RareIds",
     "SearchMethod",
     "SearchRows",
+    "StreamingAutoEmb",
     "UniformWidth",
     "merge",
     "random_control",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -19,21 +20,26 @@ from ctrmodels.nn.embedding import INIT_SD, projection
 from ctrmodels.nn.rows import RowEmbedding, RowNorm, Touched
 from ctrmodels.nn.table import Lookup, Table
 
-BUCKETS = 32  # of int32 counts, by powers of two
+BUCKETS = 16  # of int32 counts
 POPULARITY_WIDTH = 32
 
 
 def bucket(occurrences: Tensor) -> Tensor:
-    """int64: floor(log2(1 + n)) of counts n, so that 0 has a bucket of its own and none is beyond ``BUCKETS``."""
-    return torch.log2(1.0 + occurrences.double()).long().clamp_(max=BUCKETS - 1)
+    """int64 floor(log_4(1 + n)) of counts n: 0 to 2, 3 to 14, 15 to 62, 63 to 254, and so on.
+
+    Buckets are this wide because each has to learn its width from its own events. By powers of two, neighbours of
+    equal need come out in random order.
+    """
+    return (torch.log2(1.0 + occurrences.double()) / 2).long().clamp_(max=BUCKETS - 1)
 
 
 class PopularityController(nn.Module):
     """From an id's popularity and context to what each candidate width weighs in its embedding.
 
-    ``softmax(W_2 tanh(LN(W_p LN(E[bucket]) + W_c [alpha; loss] + b)) + c)``. The published code normalises over the
-    batch where this normalises over a row's own values: an id's width does not depend on whom it shares a batch with,
-    and a single id can be asked for. Everything that depends on the bucket alone is computed per bucket.
+    ``softmax(W_2 tanh(LN(W_p LN(E[bucket]) + W_c [alpha; loss] + b)) + c)``. Public code for the method normalises over
+    the batch where this normalises over a row's own values: an id's width does not depend on whom it shares a batch
+    with, and a single id can be asked for. ``W_2`` starts at zero, so that all candidates weigh the same until the
+    controller has learnt otherwise. What depends on the bucket alone is computed per bucket.
 
     Args:
         n_candidates: N.
@@ -43,10 +49,13 @@ class PopularityController(nn.Module):
 
     def __init__(self, n_candidates: int, hidden: int, context: bool) -> None:
         super().__init__()
-        self.popularity = nn.Sequential(
-            nn.Embedding(BUCKETS, POPULARITY_WIDTH), nn.LayerNorm(POPULARITY_WIDTH), nn.Linear(POPULARITY_WIDTH, hidden))
+        width = POPULARITY_WIDTH
+        self.popularity = nn.Sequential(nn.Embedding(BUCKETS, width), nn.LayerNorm(width), nn.Linear(width, hidden))
         self.context = nn.Linear(n_candidates + 1, hidden, bias=False) if context else None
-        self.decide = nn.Sequential(nn.LayerNorm(hidden), nn.Tanh(), nn.Linear(hidden, n_candidates), nn.Softmax(1))
+        last = nn.Linear(hidden, n_candidates)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.decide = nn.Sequential(nn.LayerNorm(hidden), nn.Tanh(), last, nn.Softmax(1))
 
     def forward(self, occurrences: Tensor, last_alpha: Tensor, last_loss: Tensor) -> Tensor:
         """int [U], [U, N], [U, 1] → [U, N], rows sum to 1."""
@@ -64,9 +73,10 @@ class PopularityMixture(RowEmbedding):
     Candidate n of an id is brought to the common width by a linear map per id space, normalised per id space, candidate
     and dimension, and squashed: ``e = sum_n alpha_n tanh(BN(W_n e_n))``, where alpha comes from the
     :class:`PopularityController` of the id's side. The maps have no bias, which the normalisation would take away.
+    Public code shares one normalisation among a side's candidates, whose scales would then differ in evaluation.
 
     "AutoEmb: Automated Embedding Dimensionality Search in Streaming Recommendations", ICDM 2021; reconstructed from
-    descriptions of the method, which have a user and an item instead of id spaces with sides.
+    descriptions and public code of the method, which knows one user and one item where a log has id spaces with sides.
 
     Id spaces with fewer ids than ``min_vocab`` and those of numbers, whose ids have no popularity, take no part: their
     ids have a plain row of width D.
@@ -134,7 +144,7 @@ class PopularityMixture(RowEmbedding):
         self.controllers.requires_grad_(True)
 
     def alphas(self, rows: Tensor, spaces: Tensor) -> Tensor:
-        """[U, N]: what each candidate weighs for the ids ``rows`` int64 [U] of ``spaces`` int64 [U]; 0 in idle spaces."""
+        """What each candidate weighs for the ids ``rows`` [U] of ``spaces`` [U]: [U, N], 0 where no part is taken."""
         found = self.last_alpha.new_zeros(len(rows), len(self.candidates))
         sides = self.side_of.index_select(0, spaces)
         for side, controller in enumerate(self.controllers):
@@ -150,7 +160,7 @@ class PopularityMixture(RowEmbedding):
         cuts = touched.cuts.tolist()
         wide = values.new_zeros(len(values), len(self.candidates) * self.dim)
         parts = []
-        for s, (begin, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+        for s, (begin, end) in enumerate(pairwise(cuts)):
             if self.taking[s]:
                 narrow = values[begin:end, :sum(self.candidates)].split(self.candidates, 1)
                 parts.append(torch.cat([e @ p[s] for e, p in zip(narrow, self.projections, strict=True)], 1))
@@ -164,7 +174,7 @@ class PopularityMixture(RowEmbedding):
 
     @torch.no_grad()
     def observe(self, lookup: Lookup, losses: Tensor) -> None:
-        """Keep what a batch showed: its ids occurred, and this were their alphas and losses.
+        """Keep what a batch showed: that its ids occurred, their alphas and their losses.
 
         Args:
             lookup: of the batch.
@@ -180,12 +190,16 @@ class PopularityMixture(RowEmbedding):
             0, of_lookup, torch.stack([loss.nan_to_num(), known.to(loss.dtype)], 1))
         seen = sums[:, 1] > 0
         self.last_loss.index_copy_(0, rows[seen], (sums[seen, :1] / sums[seen, 1:]))
-        self.occurrences.index_add_(0, rows.index_select(0, of_lookup), self.counted.index_select(0, bags % lookup.shape[1]))
+        counted = self.counted.index_select(0, bags % lookup.shape[1])
+        self.occurrences.index_add_(0, rows.index_select(0, of_lookup), counted)
 
     @torch.no_grad()
-    def expected_widths(self) -> Tensor:
-        """[V]: ``sum_n alpha_n d_n`` of every id as things stand; D in spaces that take no part."""
+    def present_alphas(self) -> Tensor:
+        """[V, N]: :meth:`alphas` of every id as things stand."""
         rows = torch.arange(len(self.occurrences), device=self.occurrences.device)
-        spaces = torch.searchsorted(self.bounds, rows, right=True) - 1
-        widths = self.alphas(rows, spaces) @ torch.tensor(self.candidates, dtype=torch.float32, device=rows.device)
-        return torch.where(self.side_of.index_select(0, spaces) >= 0, widths, float(self.dim))
+        return self.alphas(rows, torch.searchsorted(self.bounds, rows, right=True) - 1)
+
+    def expected_widths(self) -> Tensor:
+        """[V]: ``sum_n alpha_n d_n`` of every id as things stand; 0 in spaces that take no part."""
+        alphas = self.present_alphas()
+        return alphas @ alphas.new_tensor(self.candidates)

@@ -1,8 +1,9 @@
 """Searches of the embedding's widths and sparsity, one file per method."""
 
 from ctrmodels.search.embedding.autodim import AutoDim
+from ctrmodels.search.embedding.autoemb import AutoEmb, StreamingAutoEmb
 from ctrmodels.search.embedding.pep import PEP
 from ctrmodels.search.embedding.rules import FrequencyRule, NarrowWidth, RareIds
 from ctrmodels.search.embedding.uniform import UniformWidth
 
-__all__ = ["PEP", "AutoDim", "FrequencyRule", "NarrowWidth", "RareIds", "UniformWidth"]
+__all__ = ["PEP", "AutoDim", "AutoEmb", "FrequencyRule", "NarrowWidth", "RareIds", "StreamingAutoEmb", "UniformWidth"]

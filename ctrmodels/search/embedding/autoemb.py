@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ctrmodels import metrics, ranks
 from ctrmodels.archspec import ArchSpec, PerBucket
-from ctrmodels.data.dataset import Batch, Rows
+from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.data.stream import stream
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
@@ -23,95 +23,41 @@ from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
 
 
-class StreamingAutoEmb:
-    """A network on a :class:`PopularityMixture` that predicts every batch of a stream, and then learns from it.
-
-    For every batch: (1) the controllers take a step on the batch before it, whose ids stand as they stood when it
-    came, and only then is that batch observed; (2) the batch is predicted; (3) the weights take a step on it. So
-    neither a prediction nor a decision ever sees what came later, and controllers learn before the weights do.
-
-    On several ranks each goes through the whole stream, since what an id has shown is state that all must share.
-
-    Attributes:
-        embedding: the mixture, with the popularity so far.
-        network: the host's network around it.
-    """
-
-    def __init__(self, schema: Schema, host: Host, settings: AutoEmb) -> None:
-        self.settings, self.host = settings, host
-        self.embedding = PopularityMixture(schema, settings.candidates, host.dim, settings.min_vocab, settings.hidden,
-                                           settings.context)
-        # Normalised candidates have the same norm whatever their tables hold, so that a penalty would be in vain.
-        self.network = replace(host, l2=0.0).build(schema, ArchSpec.dense(schema, host.dim), self.embedding)
-        controllers = list(self.embedding.controllers.parameters())
-        config = host.train
-        self.trainer = Trainer(self.network, config, Optimisers.of(
-            self.network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
-            exclude=controllers))
-        self.architecture = torch.optim.Adam(controllers, lr=settings.learning_rate)
-        self.past: tuple[Batch, Tensor] | None = None
-
-    def begin(self) -> None:
-        """A stream begins: nothing has been observed. What was learnt stays."""
-        self.embedding.forget()
-        self.past = None
-
-    def step(self, batch: Batch) -> Tensor:
-        """Predict ``batch``, then learn from it; [B] probabilities."""
-        batch = batch.to(self.trainer.device)
-        if self.past is not None:
-            self.network.train()
-            if self.trainer.taken % self.settings.every == 0:
-                self._decide(self.past[0])
-            self.embedding.observe(self.network.encoder.layout(self.past[0]), self.past[1])
-        logit = self._logits(batch)
-        label = batch.labels[:, self.network.column]
-        self.past = batch, F.binary_cross_entropy_with_logits(logit, label, reduction="none")
-        self.network.train()
-        with self.embedding.deciding(False):
-            self.trainer.step(batch)
-        return torch.sigmoid(logit)
-
-    def run(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Go through ``batches``; ``logloss`` and ``auc`` of what was predicted before it was learnt from."""
-        scores, labels = [], []
-        for batch in batches:
-            scores.append(self.step(batch).cpu().numpy())
-            labels.append(batch.labels[:, self.network.column].numpy())
-        score, label = np.concatenate(scores), np.concatenate(labels)
-        known = ~np.isnan(label)
-        return {"logloss": metrics.logloss(label[known], score[known]), "auc": metrics.auc(label[known], score[known])}
-
-    @torch.no_grad()
-    def _logits(self, batch: Batch) -> Tensor:
-        self.network.eval()
-        return self.network(batch)
-
-    def _decide(self, past: Batch) -> None:
-        """One step of the controllers."""
-        controllers = list(self.embedding.controllers.parameters())
-        for parameter, gradient in zip(controllers, torch.autograd.grad(
-                self.trainer.loss(past), controllers, allow_unused=True), strict=True):
-            parameter.grad = gradient
-        ranks.average_gradients(controllers)
-        self.architecture.step()
-
-
 @dataclass(frozen=True)
 class AutoEmb:
-    """Width by popularity.
+    """Width by popularity, from a mixture of widths that learns along a stream.
+
+    "AutoEmb: Automated Embedding Dimensionality Search in Streaming Recommendations", ICDM 2021. The rows of ``train``
+    come in the order of their time, those of ``arch`` after them; every batch is predicted before it is learnt from.
+    Controllers that know how often an id has occurred so far weigh its candidate widths; they and the weights learn in
+    turn, to first order. The published method serves the mixture itself (:class:`StreamingAutoEmb`). The spec is a
+    static form of it, which is not in the paper: by bucket of popularity on ``train``, the candidate that weighs most in
+    the mean alpha of its ids at the end of the stream.
+
+    On which batch the controllers learn decides what they find. The public code takes the batch before, which the
+    weights have just learnt: rare ids fit it best with the width that overfits most. On the incoming batch, between its
+    prediction and the weights' step, the weights are as ignorant as they will be of what comes.
 
     Attributes:
-        candidates: widths.
+        candidates: the widths, rising; at most the host's. Two that differ much tell rare from frequent ids with fewer
+            events than many that differ little.
+        context: whether controllers read an id's last alpha and last loss as well.
+        decide_on: ``incoming`` or ``previous`` batch, as above.
+        every: weight steps per controller step.
+        learning_rate: of Adam on the controllers.
+        hidden: width of the controllers' layer (512 in the public code).
+        min_vocab: ids that an id space needs to take part; smaller ones and numbers keep the host's width.
+        epochs: passes over ``train``, each from no occurrences on; the rows of all but the first are known already.
     """
 
-    candidates: tuple[int, ...] = (2, 4, 8, 16)
-    context: bool = True
+    candidates: tuple[int, ...] = (2, 16)
+    context: bool = False
+    decide_on: Literal["incoming", "previous"] = "incoming"
+    every: int = 1
     learning_rate: float = 1e-3
-    every: int = 2
-    epochs: int = 1
     hidden: int = 64
     min_vocab: int = 100
+    epochs: int = 1
 
     name: ClassVar[str] = "autoemb"
     part: ClassVar[Part] = "embedding"
@@ -121,9 +67,8 @@ class AutoEmb:
         """Widths by bucket of popularity.
 
         Raises:
-            ValueError: the widest candidate exceeds the host's width.
+            ValueError: a candidate exceeds the host's width, or no id space takes part.
         """
-        check_widths(self.candidates, host)
         seed_everything(seed)
         model, size = StreamingAutoEmb(rows.schema, host, self), host.train.batch_size
         found = Found({})
@@ -131,6 +76,129 @@ class AutoEmb:
             model.begin()
             found.trace.append({"epoch": epoch, "rows": "train", **model.run(stream(rows.train, size))})
         if len(rows.arch):
-            found.trace.append({"epoch": self.epochs, "rows": "arch", **model.run(stream(rows.arch, size))})
+            found.trace.append({"epoch": self.epochs - 1, "rows": "arch", **model.run(stream(rows.arch, size))})
+        alloc, profile = self.allocation(model.embedding, rows)
+        found.trace += profile
         found.steps = model.trainer.taken
+        found.specs[self.name] = ArchSpec.of(
+            rows.schema, self.name, host.dim, alloc=alloc, seed=seed, config=configuration(self))
         return found
+
+    def allocation(self, embedding: PopularityMixture, rows: SearchRows) -> tuple[PerBucket, list[dict[str, Any]]]:
+        """The static form of ``embedding``, and what it makes of every bucket."""
+        spaces, n = rows.schema.id_spaces, len(self.candidates)
+        alphas = np.split(embedding.present_alphas().cpu().numpy(), embedding.bounds[1:-1].cpu().numpy())
+        cuts: list[tuple[int, ...]] = []
+        dims: list[tuple[int, ...]] = []
+        profile: list[dict[str, Any]] = []
+        for space, takes, alpha, counts in zip(spaces, embedding.taking, alphas, by_space(rows), strict=True):
+            # An id's count may be below that of the last, unknown id.
+            place = np.minimum.accumulate(bucket(torch.from_numpy(counts)).numpy())
+            starts = np.flatnonzero(np.diff(place, prepend=-1)) if takes else np.zeros(1, int)
+            means = np.add.reduceat(alpha.astype(float), starts) / np.diff(starts, append=space.vocab)[:, None]
+            cuts.append(tuple(int(a) for a in starts[1:]))
+            dims.append(tuple(self.candidates[i] for i in means.argmax(1)) if takes else (embedding.dim,))
+            if takes:
+                profile += [{"space": space.name, "from": int(a), "bucket": int(place[a]), "alpha": m.round(6).tolist()}
+                            for a, m in zip(starts, means.reshape(-1, n), strict=True)]
+        return PerBucket(tuple(cuts), tuple(dims)), profile
+
+
+class StreamingAutoEmb:
+    """A network on a :class:`PopularityMixture` that predicts every batch of a stream, and then learns from it.
+
+    What a batch shows of its ids is observed when the next one comes: every step on a batch finds its ids as they stood
+    when it came. On several ranks each goes through the whole stream, since all must know what an id has shown.
+
+    Shapes: B rows.
+
+    Example::
+
+        model = StreamingAutoEmb(schema, host, AutoEmb())
+        model.run(stream(rows, 500))  # {"logloss": .., "auc": ..}, prequential
+
+    Args:
+        schema: the log.
+        host: the network around the mixture.
+        settings: of the method.
+
+    Attributes:
+        embedding: the mixture, with the popularity so far.
+        network: the host's network around it.
+
+    Raises:
+        ValueError: a candidate exceeds the host's width, or no id space takes part.
+    """
+
+    def __init__(self, schema: Schema, host: Host, settings: AutoEmb) -> None:
+        check_widths(settings.candidates, host)
+        self.settings = settings
+        self.embedding = PopularityMixture(schema, settings.candidates, host.dim, settings.min_vocab, settings.hidden,
+                                           settings.context)
+        # Normalised candidates have the same norm whatever their tables hold: a penalty on it would only pull the
+        # alphas towards mixtures that cancel out.
+        self.network = replace(host, l2=0.0).build(schema, ArchSpec.dense(schema, host.dim), self.embedding)
+        self.controllers = list(self.embedding.controllers.parameters())
+        config = host.train
+        self.trainer = Trainer(self.network, config, Optimisers.of(
+            self.network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
+            exclude=self.controllers))
+        self.architecture = torch.optim.Adam(self.controllers, lr=settings.learning_rate)
+        self.waiting: tuple[Batch, Tensor] | None = None
+
+    def begin(self) -> None:
+        """A stream begins: no id has occurred. What was learnt stays."""
+        self.waiting = None
+        self.embedding.forget()
+
+    def step(self, batch: Batch) -> Tensor:
+        """Predict ``batch``, then learn from it: [B] probabilities."""
+        self._settle()
+        batch = batch.to(self.trainer.device)
+        logit, label = self._predict(batch), batch.labels[:, self.network.column]
+        if self.settings.decide_on == "incoming":
+            self._decide(batch)
+        with self.embedding.deciding(False):
+            self.trainer.step(batch)
+        self.waiting = batch, F.binary_cross_entropy_with_logits(logit, label, reduction="none")
+        return torch.sigmoid(logit)
+
+    def run(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Go through ``batches``: ``logloss`` and ``auc`` of the predictions, each made before its batch was learnt."""
+        scores, labels = [], []
+        for batch in batches:
+            scores.append(self.step(batch).cpu().numpy())
+            labels.append(batch.labels[:, self.network.column].numpy())
+        self._settle()
+        score, label = np.concatenate(scores), np.concatenate(labels)
+        known = ~np.isnan(label)
+        return {"logloss": round(metrics.logloss(label[known], score[known]), 8),
+                "auc": round(metrics.auc(label[known], score[known]), 8)}
+
+    def _settle(self) -> None:
+        """What the last batch showed is the past."""
+        if self.waiting is not None:
+            batch, losses = self.waiting
+            if self.settings.decide_on == "previous":
+                self._decide(batch)
+            self.embedding.observe(self.network.encoder.layout(batch), losses)
+            self.waiting = None
+
+    @torch.no_grad()
+    def _predict(self, batch: Batch) -> Tensor:
+        """[B] logits; leaves the network ready to learn."""
+        self.network.eval()
+        with self.trainer.autocast():
+            logit: Tensor = self.network(batch)
+        self.network.train()
+        return logit
+
+    def _decide(self, batch: Batch) -> None:
+        """A step of the controllers, where it is their turn."""
+        if self.trainer.taken % self.settings.every:
+            return
+        gradients = torch.autograd.grad(self.trainer.loss(batch), self.controllers)
+        for parameter, gradient in zip(self.controllers, gradients, strict=True):
+            parameter.grad = gradient
+        ranks.average_gradients(self.controllers)
+        self.architecture.step()
