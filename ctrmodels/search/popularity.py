@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -94,8 +93,9 @@ class PopularityMixture(RowEmbedding):
     Attributes:
         occurrences: int32 [V], how often every id occurred in what was observed. Steps of a sequence that use another
             field's ids are not counted: they repeat what was observed before.
-        last_alpha: [V, N], the id's alpha when it was last observed; at first one-hot on the smallest width.
-        last_loss: [V, 1], mean loss of the rows with the id when it was last observed; at first 1.
+        last_alpha: [V, N], the id's alpha when it was last observed; at first one-hot on the smallest width. Kept for
+            controllers that read it.
+        last_loss: [V, 1], mean loss of the rows with the id when it was last observed; at first 1. Likewise.
 
     Raises:
         ValueError: no id space takes part.
@@ -111,7 +111,7 @@ class PopularityMixture(RowEmbedding):
                  context: bool = True) -> None:
         super().__init__(schema, dim)
         spaces, n = schema.id_spaces, len(candidates)
-        self.candidates = tuple(candidates)
+        self.candidates, self.context = tuple(candidates), context
         self.taking = [f.kind != "numeric" and f.vocab >= min_vocab for f in spaces]
         if not any(self.taking):
             raise ValueError(f"no id space has the {min_vocab} ids that a width by popularity is asked for")
@@ -157,18 +157,19 @@ class PopularityMixture(RowEmbedding):
     def rows(self, touched: Touched) -> Tensor:
         """[U, D]."""
         values = touched.of(self.table)
-        cuts = touched.cuts.tolist()
-        wide = values.new_zeros(len(values), len(self.candidates) * self.dim)
+        widths = [*self.candidates, values.shape[1] - sum(self.candidates)]
         parts = []
-        for s, (begin, end) in enumerate(pairwise(cuts)):
+        for s, part in enumerate(values.split(touched.cuts.diff().tolist())):
             if self.taking[s]:
-                narrow = values[begin:end, :sum(self.candidates)].split(self.candidates, 1)
-                parts.append(torch.cat([e @ p[s] for e, p in zip(narrow, self.projections, strict=True)], 1))
+                narrow = part.split(widths, 1)
+                parts += [torch.cat([e @ p[s] for e, p in zip(narrow, self.projections, strict=False)], 1)]
             else:
-                parts.append(wide[begin:end])
-        wide = torch.tanh(self.norm(torch.cat(parts), touched)).view(len(values), len(self.candidates), self.dim)
-        alpha = self.alphas(touched.rows, touched.spaces)
-        mixed = torch.bmm(alpha.unsqueeze(1), wide).squeeze(1)
+                parts += [values.new_zeros(len(part), len(self.candidates) * self.dim)]
+        squashed = torch.tanh(self.norm(torch.cat(parts), touched)).split(self.dim, 1)
+        weights = self.alphas(touched.rows, touched.spaces).split(1, 1)
+        mixed = squashed[0] * weights[0]
+        for e, alpha in zip(squashed[1:], weights[1:], strict=True):
+            mixed = torch.addcmul(mixed, e, alpha)
         takes = (self.side_of >= 0).index_select(0, touched.spaces).unsqueeze(1)
         return torch.where(takes, mixed, values[:, :self.dim])
 
@@ -183,13 +184,12 @@ class PopularityMixture(RowEmbedding):
         touched = self.touched(lookup)
         rows, bags = touched.rows, touched.segments.bags
         of_lookup = torch.repeat_interleave(touched.counts.long(), output_size=touched.n)
-        self.last_alpha.index_copy_(0, rows, self.alphas(rows, touched.spaces))
-        loss = losses.index_select(0, bags // lookup.shape[1])
-        known = ~loss.isnan()
-        sums = loss.new_zeros(len(rows), 2).index_add_(
-            0, of_lookup, torch.stack([loss.nan_to_num(), known.to(loss.dtype)], 1))
-        seen = sums[:, 1] > 0
-        self.last_loss.index_copy_(0, rows[seen], (sums[seen, :1] / sums[seen, 1:]))
+        if self.context:
+            self.last_alpha.index_copy_(0, rows, self.alphas(rows, touched.spaces))
+            loss = losses.index_select(0, bags // lookup.shape[1])
+            known = torch.stack([loss.nan_to_num(), (~loss.isnan()).to(loss.dtype)], 1)
+            total, n = loss.new_zeros(len(rows), 2).index_add_(0, of_lookup, known).split(1, 1)
+            self.last_loss.index_copy_(0, rows, torch.where(n > 0, total / n, self.last_loss.index_select(0, rows)))
         counted = self.counted.index_select(0, bags % lookup.shape[1])
         self.occurrences.index_add_(0, rows.index_select(0, of_lookup), counted)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctrmodels import metrics, ranks
@@ -16,11 +16,13 @@ from ctrmodels.archspec import ArchSpec, PerBucket
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.data.stream import stream
+from ctrmodels.nn.losses import known_cross_entropy
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.embedding.rules import by_space, check_widths
 from ctrmodels.search.popularity import PopularityMixture, bucket
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
+from ctrmodels.zoo import CTRModel
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class AutoEmb:
     come in the order of their time, those of ``arch`` after them; every batch is predicted before it is learnt from.
     Controllers that know how often an id has occurred so far weigh its candidate widths; they and the weights learn in
     turn, to first order. The published method serves the mixture itself (:class:`StreamingAutoEmb`). The spec is a
-    static form of it, which is not in the paper: by bucket of popularity on ``train``, the candidate that weighs most in
-    the mean alpha of its ids at the end of the stream.
+    static form of it, which is not in the paper: by bucket of popularity on ``train``, the candidate that weighs most
+    in the mean alpha of its ids at the end of the stream.
 
     On which batch the controllers learn decides what they find. The public code takes the batch before, which the
     weights have just learnt: rare ids fit it best with the width that overfits most. On the incoming batch, between its
@@ -140,7 +142,8 @@ class StreamingAutoEmb:
         self.network = replace(host, l2=0.0).build(schema, ArchSpec.dense(schema, host.dim), self.embedding)
         self.controllers = list(self.embedding.controllers.parameters())
         config = host.train
-        self.trainer = Trainer(self.network, config, Optimisers.of(
+        self.reader = _Reader(self.network)
+        self.trainer = Trainer(self.reader, config, Optimisers.of(
             self.network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
             exclude=self.controllers))
         self.architecture = torch.optim.Adam(self.controllers, lr=settings.learning_rate)
@@ -155,11 +158,13 @@ class StreamingAutoEmb:
         """Predict ``batch``, then learn from it: [B] probabilities."""
         self._settle()
         batch = batch.to(self.trainer.device)
-        logit, label = self._predict(batch), batch.labels[:, self.network.column]
-        if self.settings.decide_on == "incoming":
-            self._decide(batch)
+        self.reader.train()
+        logit = self._decide(batch) if self.settings.decide_on == "incoming" else None
         with self.embedding.deciding(False):
             self.trainer.step(batch)
+        if logit is None:
+            logit = self.reader.logit
+        label = batch.labels[:, self.network.column]
         self.waiting = batch, F.binary_cross_entropy_with_logits(logit, label, reduction="none")
         return torch.sigmoid(logit)
 
@@ -184,21 +189,36 @@ class StreamingAutoEmb:
             self.embedding.observe(self.network.encoder.layout(batch), losses)
             self.waiting = None
 
-    @torch.no_grad()
-    def _predict(self, batch: Batch) -> Tensor:
-        """[B] logits; leaves the network ready to learn."""
-        self.network.eval()
-        with self.trainer.autocast():
-            logit: Tensor = self.network(batch)
-        self.network.train()
-        return logit
-
-    def _decide(self, batch: Batch) -> None:
-        """A step of the controllers, where it is their turn."""
+    def _decide(self, batch: Batch) -> Tensor | None:
+        """A step of the controllers, where it is their turn, and the [B] logits before it."""
         if self.trainer.taken % self.settings.every:
-            return
+            return None
         gradients = torch.autograd.grad(self.trainer.loss(batch), self.controllers)
         for parameter, gradient in zip(self.controllers, gradients, strict=True):
             parameter.grad = gradient
         ranks.average_gradients(self.controllers)
         self.architecture.step()
+        return self.reader.logit
+
+
+class _Reader(nn.Module):
+    """A network whose loss leaves the [B] logits that it is the loss of.
+
+    A prediction is the first pass over a batch, which comes before anything has learnt from its labels: it costs
+    nothing beyond the learning. As this is a pass of training, the statistics are those of the batch's own features.
+    """
+
+    def __init__(self, network: CTRModel) -> None:
+        super().__init__()
+        self.network = network
+        self.logit = torch.empty(0)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar."""
+        logit = self.network(batch)
+        self.logit = logit.detach()
+        return known_cross_entropy(logit, batch.labels[:, self.network.column])
+
+    def predict(self, batch: Batch) -> dict[str, Tensor]:
+        """As the network does."""
+        return self.network.predict(batch)
