@@ -19,17 +19,17 @@ from ctrmodels.nn.embedding import INIT_SD, projection
 from ctrmodels.nn.rows import RowEmbedding, RowNorm, Touched
 from ctrmodels.nn.table import Lookup, Table
 
-BUCKETS = 16  # of int32 counts
+BUCKETS = 11  # of int32 counts
 POPULARITY_WIDTH = 32
 
 
 def bucket(occurrences: Tensor) -> Tensor:
-    """int64 floor(log_4(1 + n)) of counts n: 0 to 2, 3 to 14, 15 to 62, 63 to 254, and so on.
+    """int64 floor(log_8(1 + n)) of counts n: 0 to 6, 7 to 62, 63 to 510, and so on.
 
-    Buckets are this wide because each has to learn its width from its own events. By powers of two, neighbours of
+    Buckets are this wide because each has to learn its width from its own events: with narrower ones, neighbours of
     equal need come out in random order.
     """
-    return (torch.log2(1.0 + occurrences.double()) / 2).long().clamp_(max=BUCKETS - 1)
+    return (torch.log2(1.0 + occurrences.double()) / 3).long().clamp_(max=BUCKETS - 1)
 
 
 class PopularityController(nn.Module):

@@ -55,7 +55,7 @@ class AutoEmb:
     candidates: tuple[int, ...] = (2, 16)
     context: bool = False
     decide_on: Literal["incoming", "previous"] = "incoming"
-    every: int = 1
+    every: int = 4
     learning_rate: float = 1e-3
     hidden: int = 64
     min_vocab: int = 100

@@ -12,9 +12,16 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
 from ctrmodels.data import ROLES
-from ctrmodels.data.planted import Planted, planted_funnel, planted_head, planted_pairs, planted_widths
+from ctrmodels.data.planted import (
+    Planted,
+    planted_funnel,
+    planted_head,
+    planted_pairs,
+    planted_stream,
+    planted_widths,
+)
 
-GENERATORS = (planted_pairs, planted_head, planted_widths, planted_funnel)
+GENERATORS = (planted_pairs, planted_head, planted_widths, planted_funnel, planted_stream)
 
 
 def click_probability(planted: Planted, role: str) -> np.ndarray:
@@ -128,3 +135,16 @@ def test_the_funnel_has_its_rates_and_clickbait() -> None:
     np.testing.assert_allclose(truth["conversion"]["test"],
                                truth["click"]["test"] * truth["conversion@click"]["test"])
     assert len(np.unique(planted.roles["test"].group)) == 800
+
+
+def test_the_stream_counts_what_came_before_and_a_rare_id_becomes_frequent() -> None:
+    planted = planted_stream(0, rows=6_000)
+    rows = planted.roles["train"]
+    assert (np.diff(rows.time) == 60).all()
+    for f, field in enumerate(planted.schema.fields):
+        seen: dict[int, int] = {}
+        for i, before in zip(rows.ids[:, f].tolist(), planted.truth["occurrences"]["train"][:, f], strict=True):
+            assert before == seen.get(i, 0)
+            seen[i] = seen.get(i, 0) + 1
+        switched = rows.ids[:, f] == planted.truth["switched"][field.name]
+        assert switched[3_000:].mean() > 0.02 > 0.005 > switched[:3_000].mean()
