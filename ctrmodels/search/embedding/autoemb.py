@@ -36,14 +36,14 @@ class AutoEmb:
     static form of it, which is not in the paper: by bucket of popularity on ``train``, the candidate that weighs most
     in the mean alpha of its ids at the end of the stream.
 
-    On which batch the controllers learn decides what they find. The public code takes the batch before, which the
-    weights have just learnt: rare ids fit it best with the width that overfits most. On the incoming batch, between its
-    prediction and the weights' step, the weights are as ignorant as they will be of what comes.
+    On which batch the controllers learn matters. The public code takes the batch before, which the weights have just
+    learnt: there a rare id seems to need the width that fits its few rows best. Of the incoming batch, between its
+    prediction and the weights' step, the weights know as little as of what comes.
 
     Attributes:
-        candidates: the widths, rising; at most the host's. Two that differ much tell rare from frequent ids with fewer
-            events than many that differ little.
-        context: whether controllers read an id's last alpha and last loss as well.
+        candidates: the widths, rising; at most the host's. Few that differ much take fewer events to tell apart.
+        context: whether controllers read an id's last alpha and last loss as well. On a short stream these are noise
+            around what its popularity says.
         decide_on: ``incoming`` or ``previous`` batch, as above.
         every: weight steps per controller step.
         learning_rate: of Adam on the controllers.
