@@ -56,7 +56,7 @@ def search(method: SearchMethod, rows: SearchRows, host: Host) -> None:
     try:
         method.search(rows, host, 0)
     except RuntimeError as error:
-        if "reached none of the targets" not in str(error):
+        if "did not reach the targets" not in str(error):
             raise
 
 

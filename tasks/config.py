@@ -20,7 +20,7 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 SOURCES = ("movielens-100k", "files", "simulated")
 EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim", "pep", "aim_eds", "nis",
-                     "res_embedding")
+                     "autoemb", "res_embedding")
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
 INTERACTION_METHODS = ("all_pairs", "autofis", *BASELINES)
 HOSTS = ("autodeepfm", *(name for name in BASELINES if name not in ("lr", "din")))
@@ -518,6 +518,27 @@ class Nis(Section):
     epochs: Annotated[int, Field(ge=1)] = 6
 
 
+class AutoEmb(Section):
+    """AutoEmb (ICDM 2021): width by popularity, from a mixture of widths that learns along the stream of rows.
+
+    Attributes:
+        context: whether controllers read an id's last weights and last loss as well.
+        decide_on: whether controllers learn from the incoming batch, before the weights do, or from the one before.
+        every: weight steps per controller step.
+        hidden: width of the controllers' layer.
+        min_vocab: ids that an id space needs to take part.
+    """
+
+    candidates: Widths = (2, 16)
+    context: bool = False
+    decide_on: Literal["incoming", "previous"] = "incoming"
+    every: Annotated[int, Field(ge=1)] = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    hidden: Annotated[int, Field(ge=1)] = 64
+    min_vocab: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[int, Field(ge=1)] = 1
+
+
 class ResEmbedding(Section):
     """Res-embedding (DLP-KDD 2019): items as a graph's shared vectors plus residuals; needs behaviour histories.
 
@@ -557,6 +578,7 @@ class SearchEmbedding(Section):
     pep: Pep = Pep()
     aim_eds: AimEds = AimEds()
     nis: Nis = Nis()
+    autoemb: AutoEmb = AutoEmb()
     res_embedding: ResEmbedding = ResEmbedding()
 
 
@@ -695,7 +717,8 @@ class Params(Section):
             raise ValueError("search_interaction.methods must contain 'all_pairs', the control of every search")
         searches = self.search_embedding
         widths = {"autodim.candidates": searches.autodim.candidates, "narrow.widths": searches.narrow.widths,
-                  "frequency_rule.candidates": searches.frequency_rule.candidates}
+                  "frequency_rule.candidates": searches.frequency_rule.candidates,
+                  "autoemb.candidates": searches.autoemb.candidates}
         for key, values in widths.items():
             if key.split(".")[0] in searches.methods and max(values) > self.training.embedding_dim:
                 raise ValueError(f"search_embedding.{key} must not exceed training.embedding_dim")

@@ -13,6 +13,7 @@ from ctrmodels.search import (
     NIS,
     PEP,
     AutoDim,
+    AutoEmb,
     FrequencyRule,
     NarrowWidth,
     RareIds,
@@ -28,7 +29,8 @@ from tasks.searches import host_of, run_method
 DECILES = 10
 METHODS: Mapping[str, Callable[..., SearchMethod]] = {
     "uniform": UniformWidth, "narrow": NarrowWidth, "rare_ids": RareIds, "frequency_rule": FrequencyRule,
-    "autodim": AutoDim, "pep": PEP, "aim_eds": AIMEDS, "nis": NIS, "res_embedding": ResEmbedding}
+    "autodim": AutoDim, "pep": PEP, "aim_eds": AIMEDS, "nis": NIS, "autoemb": AutoEmb,
+    "res_embedding": ResEmbedding}
 
 
 def method_of(key: str, params: Params) -> SearchMethod:

@@ -64,7 +64,7 @@ class Planted:
 
 
 def in_memory(schema: Schema, ids: np.ndarray, labels: np.ndarray, group: np.ndarray | None = None,
-              sequences: Mapping[str, np.ndarray] | None = None) -> Rows:
+              sequences: Mapping[str, np.ndarray] | None = None, time: np.ndarray | None = None) -> Rows:
     """Rows of id fields and sequences, around plain arrays.
 
     Args:
@@ -73,11 +73,13 @@ def in_memory(schema: Schema, ids: np.ndarray, labels: np.ndarray, group: np.nda
         labels: [N, K] or, for one objective, [N]; NaN where unknown.
         group: int64 [N] list of each row; ``None`` = the log has no lists.
         sequences: [N, L] steps by name.
+        time: int64 [N] seconds; ``None`` = all rows are of one moment.
     """
     n = len(ids)
+    zeros = np.zeros(n, np.int64)
     return Rows.of(schema, np.ascontiguousarray(ids, np.int32), np.zeros((n, 0), np.float32), dict(sequences or {}),
-                np.asarray(labels, np.float32).reshape(n, -1), np.zeros(n, np.int32),
-                np.zeros(n, np.int64) if group is None else group.astype(np.int64), np.zeros(n, np.int64))
+                   np.asarray(labels, np.float32).reshape(n, -1), np.zeros(n, np.int32),
+                   zeros if group is None else group.astype(np.int64), zeros if time is None else time)
 
 
 def planted_pairs(seed: int, rows: int = 40_000, fields: int = 10, values: int = 20, pairs: int = 6,
@@ -231,6 +233,49 @@ def planted_interests(seed: int, rows: int = 10_000, users: int = 2_000, items: 
         sequences={"seen": (0, history[user])})
 
 
+def planted_stream(seed: int, rows: int = 60_000, users: int = 500, items: int = 300, zipf: float = 1.2,
+                   rank: int = 12, enough: int = 50, scale: float = 2.0) -> Planted:
+    """A stream of users and items, both Zipf, whose taste is simple until they have been seen often enough.
+
+    Users and items have ``rank`` factors. In the logit ``scale * <z_u, z_i> / sqrt(rank)`` an id counts with its first
+    factor alone, and the others as 0, until it has occurred ``enough`` times; that factor is the larger, so that what
+    is said of rare ids can be learnt as well. An embedding that fits what an id shows is narrow at first and wide
+    later. In the middle of the stream one user and one item of the rare ones take the places of frequent ones. Rows
+    are in the order of their time, one a minute.
+
+    Truth: ``occurrences``, role → int64 [N, 2], how often the row's user and item had occurred before it;
+    ``switched``, field name → the id that became frequent.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = (users, items)
+    drawn = np.stack([rng.choice(n, size=rows, p=_zipf(n, zipf)) for n in sizes], axis=1)
+    frequent, rare = 4, [n // 2 for n in sizes]
+    for f in range(2):
+        late = drawn[rows // 2:, f]
+        late[late == frequent] = rare[f]
+    before = np.stack([_occurrences(drawn[:, f]) for f in range(2)], axis=1)
+    factors = [rng.standard_normal((n, rank)) for n in sizes]
+    product = factors[0][drawn[:, 0]] * factors[1][drawn[:, 1]]
+    product[(before < enough).any(axis=1), 1:] = 0.0
+    p = _sigmoid(scale * product.sum(axis=1) / np.sqrt(rank))
+    encoded = _Encoded(drawn, sizes, names=("user_id", "item_id"), sides=("user", "item"))
+    switched = {name: int(np.flatnonzero(encoded.kept[f] == rare[f])[0]) for f, name in enumerate(encoded.names)}
+    return encoded.planted(
+        (rng.random(rows) < p)[:, None],
+        {"probability": encoded.by_role(p), "occurrences": encoded.by_role(before), "switched": switched},
+        time=60 * np.arange(rows, dtype=np.int64))
+
+
+def _occurrences(values: np.ndarray) -> np.ndarray:
+    """int64 [N]: how often each row's value occurs in the rows before it."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.searchsorted(ordered, ordered)
+    found = np.empty(len(values), np.int64)
+    found[order] = np.arange(len(values)) - first
+    return found
+
+
 class _Encoded:
     """Values [N, F] split into roles (rows are exchangeable, so by place) and ranked by frequency on train.
 
@@ -270,8 +315,8 @@ class _Encoded:
         return {role: column[part] for role, part in self.parts.items()}
 
     def planted(self, labels: np.ndarray, truth: dict[str, Any], objectives: tuple[Objective, ...] = CLICK,
-                group: np.ndarray | None = None,
-                sequences: Mapping[str, tuple[int, np.ndarray]] | None = None) -> Planted:
+                group: np.ndarray | None = None, sequences: Mapping[str, tuple[int, np.ndarray]] | None = None,
+                time: np.ndarray | None = None) -> Planted:
         """Rows and truth together; ``sequences`` are (the field they are of, its values [N, L]) by name."""
         fields = tuple(Field(name, "categorical", len(kept) + 1, side)
                        for name, kept, side in zip(self.names, self.kept, self.sides, strict=True))
@@ -283,7 +328,8 @@ class _Encoded:
                         vocab_hash=hashlib.sha256(b"".join(k.tobytes() for k in self.kept)).hexdigest(),
                         roles_hash=hashlib.sha256(repr(sizes).encode()).hexdigest())
         roles = {role: in_memory(schema, self.ids[part], labels[part], None if group is None else group[part],
-                                 {name: values[part] for name, values in steps.items()})
+                                 {name: values[part] for name, values in steps.items()},
+                                 None if time is None else time[part])
                  for role, part in self.parts.items()}
         return Planted(roles, truth, self.counts)
 

@@ -358,9 +358,11 @@ void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second
     strides[h] = {static_cast<float>(std::pow(beta1, all)), static_cast<float>(std::pow(beta2, all)),
                   static_cast<float>(std::pow(beta1, half)), static_cast<float>(std::pow(beta2, half))};
   }
-  std::vector<float> size(2 * step + 2), unbias(2 * step + 2);  // by twice the step, since middles lie between steps
+  // By twice the step, since middles lie between steps; the corrections are 1 long before the last one.
+  const int64_t corrected = std::min<int64_t>(2 * step + 2, 1 << 15);
+  std::vector<float> size(corrected), unbias(corrected);
   double left1 = 1, left2 = 1;
-  for (int64_t i = 1; i < 2 * step + 2; ++i) {
+  for (int64_t i = 1; i < corrected; ++i) {
     left1 *= std::sqrt(beta1);
     left2 *= std::sqrt(beta2);
     size[i] = static_cast<float>(rate / (1 - left1));
@@ -384,8 +386,9 @@ void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second
       }
       const int64_t r = row_at(row, k, height), place = r * width;
       const auto move = [&](const auto& by, int64_t at, int64_t h, const float* g) {
-        by(values + place, means + place, squares + place, g, strides[h],
-           static_cast<float>(h) * size[2 * at + h + 1], unbias[2 * at + h + 1], tiny, pull, width);
+        const int64_t middle = std::min(2 * at + h + 1, corrected - 1);
+        by(values + place, means + place, squares + place, g, strides[h], static_cast<float>(h) * size[middle],
+           unbias[middle], tiny, pull, width);
       };
       int64_t at = taken[r];
       const int64_t stop = from ? step - 1 : step;

@@ -235,8 +235,11 @@ class PerBucketEmbedding(FieldEmbedding):
         for s, begin, end, width, shared in alloc.buckets(schema):
             if width:
                 w = str(width)
-                first = rows.setdefault(w, 1)
-                self.ranges.setdefault(w, []).append((starts[s] + begin, starts[s] + end, first, shared))
+                first, ranges = rows.setdefault(w, 1), self.ranges.setdefault(w, [])
+                a = starts[s] + begin
+                if ranges and ranges[-1][1] == a and not (shared or ranges[-1][3]):
+                    a, _, first, _ = ranges.pop()  # neighbours lie side by side in the table as well
+                ranges.append((a, starts[s] + end, first, shared))
                 rows[w] += 1 if shared else end - begin
         self.tables, self.projections = nn.ModuleDict(), nn.ParameterDict()
         for w in sorted(self.ranges, key=int):

@@ -176,8 +176,9 @@ class _RowNorm(torch.autograd.Function):
         out, mean, variance, n = compiled().row_norm(x, touched.segments.begins, touched.n, touched.cuts, scale, eps)
         ctx.touched, ctx.eps = touched, eps
         ctx.save_for_backward(x, scale, mean, variance, n)
-        ctx.mark_non_differentiable(mean, variance, n)
-        return out, mean, variance, n.unsqueeze(1)
+        by_space = n.unsqueeze(1)
+        ctx.mark_non_differentiable(mean, variance, by_space)
+        return out, mean, variance, by_space
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:

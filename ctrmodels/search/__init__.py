@@ -8,10 +8,12 @@ from ctrmodels.search.embedding import (
     NIS,
     PEP,
     AutoDim,
+    AutoEmb,
     FrequencyRule,
     NarrowWidth,
     RareIds,
     ResEmbedding,
+    StreamingAutoEmb,
     UniformWidth,
 )
 from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline
@@ -24,6 +26,7 @@ __all__ = [
     "AllPairs",
     "ArchSpec",
     "AutoDim",
+    "AutoEmb",
     "AutoFIS",
     "Baseline",
     "Found",
@@ -35,6 +38,7 @@ __all__ = [
     "ResEmbedding",
     "SearchMethod",
     "SearchRows",
+    "StreamingAutoEmb",
     "UniformWidth",
     "merge",
     "random_control",

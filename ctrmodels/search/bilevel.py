@@ -47,10 +47,10 @@ def _second_order(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: 
     own = {id(p) for p in architecture}
     weights = [p for p in trainer.network.parameters() if p.requires_grad and id(p) not in own]
     n = len(architecture)
-    noise = torch.get_rng_state()  # all losses share their random draws, or their difference would be noise
+    noise = _random(trainer.device)  # all losses share their random draws, or their difference would be noise
     downhill = torch.autograd.grad(trainer.loss(train), weights, allow_unused=True)
     with _moved(weights, downhill, -rate):
-        torch.set_rng_state(noise)
+        _restore(noise, trainer.device)
         ahead = torch.autograd.grad(trainer.loss(arch), [*architecture, *weights], allow_unused=True)
     direct, towards = ahead[:n], ahead[n:]
     length = torch.stack([torch.linalg.vector_norm(_values(g)) for g in towards if g is not None]).norm()
@@ -58,9 +58,20 @@ def _second_order(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: 
     sides = []
     for by in (step, -step):
         with _moved(weights, towards, by):
-            torch.set_rng_state(noise)
+            _restore(noise, trainer.device)
             sides.append(torch.autograd.grad(trainer.loss(train), architecture))
     return [g - rate * (up - down) / (2 * step) for g, up, down in zip(direct, *sides, strict=True)]
+
+
+def _random(device: torch.device) -> list[Tensor]:
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_device]
+
+
+def _restore(state: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
 
 
 def _values(gradient: Tensor) -> Tensor:
@@ -82,10 +93,12 @@ def _moved(weights: Sequence[Tensor], gradients: Sequence[Tensor | None], by: fl
             else:
                 saved.append((weight, None, weight.clone()))
                 weight.add_(gradient, alpha=by)
-    yield
-    with torch.no_grad():
-        for weight, at, before in saved:
-            if at is None:
-                weight.copy_(before)
-            else:
-                weight.index_copy_(0, at, before)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, at, before in saved:
+                if at is None:
+                    weight.copy_(before)
+                else:
+                    weight.index_copy_(0, at, before)

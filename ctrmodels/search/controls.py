@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from ctrmodels.archspec import (
 )
 from ctrmodels.data.schema import Schema
 
+log = logging.getLogger(__name__)
+
 TOLERANCE = 0.02
 ATTEMPTS = 200
 
@@ -27,9 +30,9 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     """A random architecture that costs what ``spec`` costs, in the part that ``spec`` speaks of.
 
     Widths, by field or by bucket: random ones from the same candidates whose parameters come within 2 % (or as near as
-    can be) of the spec's. Masks of fields' dimensions: random numbers of random dimensions that cost the same. Value
-    masks: as many random values, from the same initial ones. Graphs: the same edges between other items. Interactions:
-    as many random pairs.
+    can be: a warning says so) of the spec's. Masks of fields' dimensions: random numbers of random dimensions that cost
+    the same, or, where the search had candidate widths, random ones of these. Value masks: as many random values, from
+    the same initial ones. Graphs: the same edges between other items. Interactions: as many random pairs.
 
     Raises:
         ValueError: the spec is not searched, so that there is nothing to draw.
@@ -46,9 +49,9 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     elif isinstance(spec.alloc, PerBucket):
         changes["alloc"] = _random_buckets(spec, spec.alloc, schema, rng)
     elif isinstance(spec.alloc, FieldDimMask):
-        counts = _random_widths(tuple(spec.alloc.mask.sum(1)), set(range(spec.out_dim + 1)),
+        counts = _random_widths(tuple(spec.alloc.mask.sum(1)), candidates or set(range(spec.out_dim + 1)),
                                 lambda widths: int((widths * vocab).sum()), rng)
-        order = rng.random(spec.alloc.mask.shape).argsort(1)  # a random place for every dimension
+        order = np.arange(spec.out_dim)[None] if candidates else rng.random(spec.alloc.mask.shape).argsort(1)
         changes["alloc"] = FieldDimMask(order < np.array(counts)[:, None])
     elif isinstance(spec.alloc, ValueMask):
         mask = np.zeros(spec.alloc.mask.size, bool)
@@ -106,4 +109,6 @@ def _random_widths(searched: tuple[int, ...], candidates: set[int], cost: Callab
             best, best_gap = widths, gap
         if best_gap <= TOLERANCE * target:
             break
+    if best_gap > TOLERANCE * target:
+        log.warning("the random control of widths %s is %s apart from their cost of %d", searched, best_gap, target)
     return tuple(int(w) for w in best)

@@ -90,10 +90,10 @@ class CoupledAdam(RowWise):
     """Adam with its decay inside the gradient, on tables of which a batch touches few rows.
 
     The decay moves every row at every step, by about the learning rate whatever its weight is, since Adam
-    normalises it; PEP's thresholds rise by nothing else. A row that batches leave alone makes up what it missed when
-    it is next touched, or by :meth:`catch_up`: in strides, one step long right after a touch and longer as the
-    moments settle, none of which moves a value by more than a quarter. A row touched at every step takes exactly the
-    steps of ``torch.optim.Adam``.
+    normalises it; PEP's thresholds rise by nothing else. A row that batches leave alone makes up what it missed by
+    :meth:`catch_up` before it is next read, or at the latest with its next gradient: in strides, one step long right
+    after a touch and longer as the moments settle, none of which moves a value by more than a quarter. A row touched
+    at every step takes exactly the steps of ``torch.optim.Adam``.
 
     "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
 
@@ -118,13 +118,13 @@ class CoupledAdam(RowWise):
         self._move(table, rows, gradient, state, group)
 
     @torch.no_grad()
-    def catch_up(self, every: int = 1) -> None:
-        """Bring every ``every``-th row of the tables to the present."""
+    def catch_up(self, rows: Tensor | None = None) -> None:
+        """Bring ``rows`` int64 [U] of the tables, rising, to the present; all by default."""
         for group in self.param_groups:
             for table in group["params"]:
                 if self.state[table]:
-                    rows = torch.arange(0, len(table), every, device=table.device)
-                    self._move(table, rows, None, self.state[table], group)
+                    late = torch.arange(len(table), device=table.device) if rows is None else rows
+                    self._move(table, late, None, self.state[table], group)
 
     @staticmethod
     def _move(table: Tensor, rows: Tensor, gradient: Tensor | None, state: dict[str, Tensor],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -56,6 +56,9 @@ class SoftThresholdEmbedding(RowEmbedding):
         threshold_init: initial s.
         granularity: one s for everything (``global``), per ``dimension``, per ``field``, per ``field_dimension``, per
             ``value`` (an id's row), or per ``value_dimension``.
+
+    Attributes:
+        before_reading: called with the rows of a batch before their own thresholds are read, which may be behind.
     """
 
     def __init__(self, schema: Schema, dim: int, threshold_init: float,
@@ -63,6 +66,7 @@ class SoftThresholdEmbedding(RowEmbedding):
         super().__init__(schema, dim)
         self.table = Table(schema.total_vocab, dim, INIT_SD)
         self.granularity = granularity
+        self.before_reading: Callable[[Tensor], None] | None = None
         width = dim if granularity.endswith("dimension") else 1
         if granularity.startswith("value"):
             self.thresholds: nn.Parameter | Table = Table(schema.total_vocab, width)
@@ -84,6 +88,8 @@ class SoftThresholdEmbedding(RowEmbedding):
     def rows(self, touched: Touched) -> Tensor:
         """[U, D]."""
         if isinstance(self.thresholds, Table):
+            if self.before_reading is not None:
+                self.before_reading(touched.rows)
             if kernels(self.thresholds.weight):
                 return cast(Tensor, _SoftRows.apply(self.table.weight, self.thresholds.weight, touched.segments))
             return soft_threshold(touched.of(self.table), touched.of(self.thresholds))

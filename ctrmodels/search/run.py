@@ -137,8 +137,10 @@ def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[
 
     run(search_trial, [{"encoded": encoded, "method": method, "host": host, "seed": s, "scratch": scratch}
                        for s in seeds if f"search/{s}" not in trace.done], "search")
-    levels = [level for level in trace.done[f"search/{seeds[0]}"]["levels"]
-              if all(level in trace.done[f"search/{s}"]["levels"] for s in seeds)]
+    by_seed = [trace.done[f"search/{s}"]["levels"] for s in seeds]
+    levels = by_seed[0]
+    if any(found != levels for found in by_seed):
+        raise RuntimeError(f"{method.name} found other levels with other seeds: {by_seed}")
     kinds = [False, True] if method.kind == "searched" else [False]
     run(retrain_trial, [{"encoded": encoded, "host": host, "seed": s, "scratch": scratch, "level": level,
                          "random": random}

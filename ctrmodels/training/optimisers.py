@@ -134,6 +134,7 @@ class Optimisers:
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts: list[torch.optim.Optimizer] = []
+        self.architecture: list[torch.optim.Optimizer] = []
         self.rates: list[list[float]] = []
         for part in parts:
             self.add(part)
@@ -170,8 +171,18 @@ class Optimisers:
         self.parts.append(part)
         self.rates.append([group.get("lr", 0.0) for group in part.param_groups])
 
+    def add_architecture(self, part: torch.optim.Optimizer) -> None:
+        """One for a search's gates or thresholds, whose steps no schedule scales and whose gradients are not clipped:
+        they are compared with thresholds that know of neither."""
+        self.architecture.append(part)
+
     def parameters(self) -> list[Tensor]:
         """Everything that is trained."""
+        return [*self.weights(), *(p for part in self.architecture for group in part.param_groups
+                                   for p in group["params"])]
+
+    def weights(self) -> list[Tensor]:
+        """The same without a search's architecture."""
         return [p for part in self.parts for group in part.param_groups for p in group["params"]]
 
     def scale(self, factor: float) -> None:
@@ -188,7 +199,7 @@ class Optimisers:
 
     def step(self) -> None:
         """Update all parameters from their gradients."""
-        for part in self.parts:
+        for part in (*self.parts, *self.architecture):
             part.step()
 
     def state(self) -> dict[str, Tensor]:

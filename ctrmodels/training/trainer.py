@@ -192,7 +192,7 @@ class Trainer:
         trained = self.optimisers.parameters()
         ranks.average_gradients(trained)
         if self.config.clip_norm is not None:
-            clip_norm(trained, self.config.clip_norm)
+            clip_norm(self.optimisers.weights(), self.config.clip_norm)
         if self.config.warm_up or self.config.schedule != "constant":
             self.optimisers.scale(self._rate())
         self.optimisers.step()

@@ -2,6 +2,7 @@
 
 from ctrmodels.search.embedding.aim_eds import AIMEDS
 from ctrmodels.search.embedding.autodim import AutoDim
+from ctrmodels.search.embedding.autoemb import AutoEmb, StreamingAutoEmb
 from ctrmodels.search.embedding.nis import NIS
 from ctrmodels.search.embedding.pep import PEP
 from ctrmodels.search.embedding.res_embedding import ResEmbedding
@@ -13,9 +14,11 @@ __all__ = [
     "NIS",
     "PEP",
     "AutoDim",
+    "AutoEmb",
     "FrequencyRule",
     "NarrowWidth",
     "RareIds",
     "ResEmbedding",
+    "StreamingAutoEmb",
     "UniformWidth",
 ]

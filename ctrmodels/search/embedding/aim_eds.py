@@ -44,7 +44,11 @@ class AIMEDS:
     kind: ClassVar[Kind] = "searched"
 
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
-        """The dimensions whose gates are not zero at the end."""
+        """The dimensions whose gates are not zero at the end.
+
+        Raises:
+            RuntimeError: there are none.
+        """
         seed_everything(seed)
         schema, config = rows.schema, host.train
         by_value = self.granularity == "value_dimension"
@@ -52,12 +56,13 @@ class AIMEDS:
         # Normalised rows have one norm, so that a penalty on it would act on the gates alone.
         network = replace(host, l2=0.0).build(schema, ArchSpec.dense(schema, host.dim), embedding)
         optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
-                                   config.table_learning_rate, exclude=[embedding.parameter])
+                                   config.table_learning_rate, config.weight_decay, exclude=[embedding.parameter])
         trainer = Trainer(network, config, optimisers)
         train = trainer.loader(rows.both(), seed)
+        trainer.planned = self.epochs * train.steps(0)
         selection = (RowGRDA if by_value else GRDA)(
-            [embedding.parameter], self.target_threshold, self.epochs * train.steps(0), self.gamma, self.mu)
-        optimisers.add(selection)
+            [embedding.parameter], self.target_threshold, trainer.planned, self.gamma, self.mu)
+        optimisers.add_architecture(selection)
         found = Found({})
         for epoch in range(self.epochs):
             for step in trainer.epoch(train, epoch):
@@ -66,6 +71,9 @@ class AIMEDS:
             found.trace.append({"epoch": epoch, "threshold": round(selection.level, 6),
                                 "kept": round(float(embedding.kept().float().mean()), 6)})
         kept = embedding.kept().cpu().numpy()
+        if not kept.any():
+            raise RuntimeError(f"no gate outlived a threshold of {self.target_threshold:g}: lower "
+                               "search_embedding.aim_eds.target_threshold or raise gamma")
         alloc: Alloc = ValueMask(kept) if by_value else FieldDimMask(kept)
         found.specs[self.name] = ArchSpec.of(schema, self.name, host.dim, alloc=alloc, seed=seed,
                                              config=configuration(self))

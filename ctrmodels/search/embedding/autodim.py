@@ -37,7 +37,7 @@ class AutoDim:
             or a ``linear`` map per field. A shared layout with zeros costs hardly more than plain training.
         order: whether a step of the logits takes the weights as they are (``first``), or one step ahead (``second``),
             which costs four more passes.
-        size_penalty: weight of the expected share of the dense table's values in the logits' loss; 0 = as published.
+        size_penalty: weight in the logits' loss of the expected share of the widest choice's values; 0 = as published.
         learning_rate: of Adam on the architecture logits.
         warm_up: share of the planned steps in which all candidates weigh the same, since small widths learn
             faster at first.
@@ -93,14 +93,15 @@ class AutoDim:
         # the probabilities towards mixtures that cancel out.
         network = replace(host, l2=0.0).build(schema, wide, embedding)
         trainer = Trainer(network, config, Optimisers.of(
-            network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
+            network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
             exclude=[choice.theta]))
         architecture = torch.optim.Adam([choice.theta], lr=self.learning_rate)
         train, arch = trainer.loader(rows.train, seed), endless(trainer.loader(rows.arch, seed))
         ahead = endless(trainer.loader(rows.train, seed + 1)) if self.order == "second" else None
         vocab = torch.tensor([float(f.vocab) for f in schema.id_spaces], device=trainer.device)
         share = torch.outer(vocab, vocab.new_tensor(self.candidates)) / (vocab.sum() * max(self.candidates))
-        planned = self.epochs * train.steps(0)
+        planned = trainer.planned = self.epochs * train.steps(0)
+        passes = {"first": 1, "second": 5}[self.order]
         found = Found({})
         for epoch in range(self.epochs):
             for step in trainer.epoch(train, epoch):
@@ -112,10 +113,11 @@ class AutoDim:
                     if self.size_penalty:
                         (self.size_penalty * (torch.softmax(choice.theta, 1) * share).sum()).backward()
                     architecture.step()
+                    found.steps += passes
             probability = torch.softmax(choice.theta.detach(), 1).cpu().numpy()
             found.trace.append({"epoch": epoch, "temperature": round(choice.temperature, 6),
                                 "probability": probability.round(6).tolist()})
-        found.steps = trainer.taken
+        found.steps += trainer.taken
         found.specs[self.name] = ArchSpec.of(
             schema, self.name, host.dim, alloc=self.allocation(choice.chosen(), host.dim), seed=seed,
             config=configuration(self))

@@ -124,12 +124,12 @@ class Blocks:
 
 
 class BlockEmbedding(RowEmbedding):
-    """One table whose picked blocks live: the others are zero, constantly, and learn nothing.
+    """One table whose picked blocks live: the others are zero, constantly, and have no gradient.
 
     ``e_k = sum_t [k < limit_t] E_t[k] P_t`` for id k: each slice t of width d_t has a table and, for every id space, a
     linear map [d_t, D] of its own. "Neural Input Search for Large Scale Recommendation Models" (NIS), KDD 2020,
-    reconstructed. Slices are tables of their own, so that the moments of an optimiser do not move, either, what a
-    batch leaves out.
+    reconstructed. Slices are tables of their own, so that a row-wise optimiser does not move what a batch leaves out,
+    by its moments either; the maps, which are small, it does.
 
     Shapes: U touched rows, F id spaces, T slices.
 
@@ -277,7 +277,7 @@ class NIS:
         Raises:
             ValueError: no choice but the empty one is inside the budget; actions have nothing to be compared with; a
                 slice would have no width.
-            RuntimeError: the policy never drew an action inside the budget.
+            RuntimeError: the policy never learnt, or never drew an action inside the budget.
         """
         if self.samples < 2:
             raise ValueError(f"samples = {self.samples}: actions are compared with each other, at least 2")
@@ -320,6 +320,9 @@ class NIS:
                 reward, cost = np.mean(seen, 0).tolist()
                 found.trace[-1] |= {"reward": round(reward, 6), "cost": round(cost / dense, 6)}
         found.steps = trainer.taken
+        if not policy.updates:
+            raise RuntimeError(f"the policy took no step in {trainer.taken} steps: lower search_embedding.nis.every, "
+                               "raise epochs, or give arch rows of both labels")
         action = policy.most_probable()
         if blocks.cost(blocks.depths(action)) > budget:
             if not inside:

@@ -74,14 +74,14 @@ class PEP:
     def _margins(embedding: SoftThresholdEmbedding, selection: torch.optim.Optimizer, every: int) -> Tensor:
         """How far the values of every ``every``-th row are above their thresholds, which are brought to the present."""
         if isinstance(selection, CoupledAdam):
-            selection.catch_up(every)
+            selection.catch_up(torch.arange(0, len(embedding.parameter), every, device=embedding.parameter.device))
         return embedding.margins(every)
 
     def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
         """One mask per target that was reached, named by the target.
 
         Raises:
-            RuntimeError: no target was reached within ``epochs``.
+            RuntimeError: a target was not reached within ``epochs``.
         """
         seed_everything(seed)
         schema, config = rows.schema, host.train
@@ -89,11 +89,14 @@ class PEP:
         start = embedding.table.weight.detach().numpy().copy()
         network = host.build(schema, ArchSpec.dense(schema, host.dim), embedding)
         trainer = Trainer(network, config, Optimisers.of(
-            network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
+            network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
             exclude=[embedding.parameter]))
         train = trainer.loader(rows.both(), seed)
-        selection = self.thresholds_optimiser(embedding.parameter, embedding.by_row, self.epochs * train.steps(0))
-        trainer.optimisers.add(selection)
+        trainer.planned = self.epochs * train.steps(0)
+        selection = self.thresholds_optimiser(embedding.parameter, embedding.by_row, trainer.planned)
+        trainer.optimisers.add_architecture(selection)
+        if isinstance(selection, CoupledAdam):
+            embedding.before_reading = selection.catch_up
         every = max(1, train.steps(0) // self.checks)
         waiting = sorted(self.targets, reverse=True)
         found, share = Found({}), 1.0
@@ -115,11 +118,8 @@ class PEP:
                 if not waiting:
                     return found
             found.trace.append({"epoch": epoch, "step": found.steps, "kept": round(share, 6)})
-        if not found.specs:
-            raise RuntimeError(
-                f"PEP kept {share:.3f} of the values after {self.epochs} epochs and reached none of the targets "
-                f"{self.targets}: raise search_embedding.pep.rise")
-        return found
+        raise RuntimeError(f"PEP kept {share:.3f} of the values after {self.epochs} epochs and did not reach the "
+                           f"targets {tuple(waiting)}: raise search_embedding.pep.rise")
 
 
 def largest(margins: Tensor, share: float) -> np.ndarray:

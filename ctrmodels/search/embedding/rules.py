@@ -41,6 +41,8 @@ class NarrowWidth:
 class RareIds:
     """Ids under a number of occurrences have no embedding of their own: they share one per field, or have none.
 
+    So does the last id of every space, which stands for unknown values.
+
     Attributes:
         thresholds: occurrences on ``train`` from which an id has its own embedding; one level each.
         shared: whether the others share a row per field; otherwise they are zero.
@@ -57,7 +59,7 @@ class RareIds:
         """One spec per threshold."""
         found = Found({})
         for threshold in self.thresholds:
-            cuts = tuple((int((counts >= threshold).sum()),) for counts in by_space(rows))
+            cuts = tuple((int((counts[:-1] >= threshold).sum()),) for counts in by_space(rows))
             rest = host.dim if self.shared else 0
             alloc = PerBucket(cuts, ((host.dim, rest),) * len(cuts), shared=self.shared)
             found.specs[f"{self.name}-{threshold}"] = ArchSpec.of(
@@ -71,7 +73,8 @@ class FrequencyRule:
     """The rule of thumb that an id's width grows with the fourth root of its count.
 
     Attributes:
-        shares: of the dense table's values, one level each: the widths are scaled until they cost that much.
+        shares: of the dense table's values, one level each: the widths are scaled until the ids have that many. The
+            linear maps to the common width come on top.
         candidates: the widths there are, rising; 0 gives an id no embedding.
         power: of the count.
     """
@@ -88,7 +91,7 @@ class FrequencyRule:
         """One spec per share.
 
         Raises:
-            ValueError: a candidate exceeds the host's width.
+            ValueError: a candidate exceeds the host's width, or the narrowest costs more than a share.
         """
         check_widths(self.candidates, host)
         found = Found({})
@@ -107,6 +110,9 @@ class FrequencyRule:
             """By id space the place of every id's width among the choices."""
             return [np.searchsorted(choices, scale * w, side="right").clip(1) - 1 for w in wanted]
 
+        if choices[0] > share * dim:
+            raise ValueError(f"a share of {share:g} of the dense table is less than width {choices[0]} everywhere, "
+                             f"{choices[0] / dim:g}")
         low, high = 0.0, float(dim) / max(min(float(w[w > 0].min(initial=1.0)) for w in wanted), 1e-9)
         for _ in range(50):
             middle = (low + high) / 2

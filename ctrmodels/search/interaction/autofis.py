@@ -55,11 +55,12 @@ class AutoFIS:
         network = self.build(rows, host)
         gates = network.wide.gates
         optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
-                                   config.table_learning_rate, exclude=[gates])
+                                   config.table_learning_rate, config.weight_decay, exclude=[gates])
         trainer = Trainer(network, config, optimisers)
         train = trainer.loader(rows.both(), seed)
         selection = GRDA([gates], self.target_threshold, self.epochs * train.steps(0), self.gamma, self.mu)
-        optimisers.add(selection)
+        trainer.planned = self.epochs * train.steps(0)
+        optimisers.add_architecture(selection)
         found = Found({})
         for epoch in range(self.epochs):
             for step in trainer.epoch(train, epoch):

@@ -18,10 +18,11 @@ from ctrmodels.data.planted import (
     planted_head,
     planted_interests,
     planted_pairs,
+    planted_stream,
     planted_widths,
 )
 
-GENERATORS = (planted_pairs, planted_head, planted_widths, planted_funnel, planted_interests)
+GENERATORS = (planted_pairs, planted_head, planted_widths, planted_funnel, planted_interests, planted_stream)
 
 
 def click_probability(planted: Planted, role: str) -> np.ndarray:
@@ -150,3 +151,16 @@ def test_users_click_on_the_domains_that_their_histories_are_about() -> None:
     assert (likely & ~fond).mean() < 0.05
     _, first, user = np.unique(rows.group, return_index=True, return_inverse=True)
     assert np.array_equal(rows.sequences["seen"], rows.sequences["seen"][first][user])  # one history per user
+
+
+def test_the_stream_counts_what_came_before_and_a_rare_id_becomes_frequent() -> None:
+    planted = planted_stream(0, rows=6_000)
+    rows = planted.roles["train"]
+    assert (np.diff(rows.time) == 60).all()
+    for f, field in enumerate(planted.schema.fields):
+        seen: dict[int, int] = {}
+        for i, before in zip(rows.ids[:, f].tolist(), planted.truth["occurrences"]["train"][:, f], strict=True):
+            assert before == seen.get(i, 0)
+            seen[i] = seen.get(i, 0) + 1
+        switched = rows.ids[:, f] == planted.truth["switched"][field.name]
+        assert switched[3_000:].mean() > 0.02 > 0.005 > switched[:3_000].mean()
