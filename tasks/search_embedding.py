@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ctrmodels.archspec import ArchSpec, id_widths
+from ctrmodels.archspec import ArchSpec, CentralResidual, id_widths
 from ctrmodels.data import Dataset, Schema
 from ctrmodels.search import (
     AIMEDS,
@@ -15,12 +15,16 @@ from ctrmodels.search import (
     AutoDim,
     AutoEmb,
     FrequencyRule,
+    Host,
     NarrowWidth,
     RareIds,
     ResEmbedding,
     SearchMethod,
+    SearchRows,
     UniformWidth,
+    retrain,
 )
+from ctrmodels.search.embedding.interests import envelope, interest_domains
 from tasks.config import EMBEDDING_METHODS, Params
 from tasks.runtime.figure import Axis, Figure, Series
 from tasks.runtime.stage import Stage, main
@@ -49,6 +53,10 @@ def run(stage: Stage) -> None:
     if widths:
         stage.figure(width_by_frequency(widths, data))
         stage.figure(width_by_field(widths, data.schema))
+    specs = {c.name: ArchSpec.load(stage.out / c.spec) for c in candidates if c.spec and c.kind == "searched"}
+    graphs = {name: spec for name, spec in specs.items() if isinstance(spec.alloc, CentralResidual)}
+    if graphs:
+        stage.figure(envelopes(graphs, data, host))
 
 
 def width_by_frequency(widths: Mapping[str, np.ndarray], data: Dataset) -> Figure:
@@ -72,6 +80,23 @@ def width_by_field(widths: Mapping[str, np.ndarray], schema: Schema) -> Figure:
                   [Series(name, [f.name for f in spaces],
                           [float(w[starts[f.name]:starts[f.name] + f.vocab].mean()) for f in spaces])
                    for name, w in widths.items()])
+
+
+def envelopes(specs: Mapping[str, ArchSpec], data: Dataset, host: Host) -> Figure:
+    """How tightly the embedding holds the graph's domains together, before and after, each trained once."""
+    rows = SearchRows(data.role("train"), data.role("arch"))
+    first = next(iter(specs.values())).alloc
+    assert isinstance(first, CentralResidual)
+    domains = interest_domains(first)
+    lines = []
+    for name, spec in {"uniform": UniformWidth().search(rows, host, 0).specs["uniform"], **specs}.items():
+        trained = retrain(spec, rows, data.role("valid"), host, 0)
+        found = envelope(trained.model.encoder.embedding, data.schema, first.item, domains)
+        lines.append([name, found.radius, found.separation, found.ratio])
+    return Figure("envelopes", "Radii of interest domains", "table",
+                  "Domains of items in the graph of histories: mean radius, distance between domains, and their ratio, "
+                  "in the plain embedding and in those with shared vectors, first seed.",
+                  columns=["embedding", "radius", "separation", "radius / separation"], values=lines)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from ctrmodels.archspec import ArchSpec, FieldDimMask, ValueMask
 from ctrmodels.data import Schema
-from ctrmodels.data.planted import planted_widths
+from ctrmodels.data.planted import planted_interests, planted_widths
 from ctrmodels.errors import InputError
 from tasks import config, search_embedding, search_interaction, select_embedding, select_interaction
 from tasks.runtime import manifest
@@ -73,6 +73,32 @@ def test_every_method_leaves_specs_candidates_trace_and_figures(workspace):
     pep = workspace / "outputs/search_embedding/pep"
     assert isinstance(ArchSpec.load(pep / "specs/pep-0.5").alloc, ValueMask)
     assert isinstance(ArchSpec.load(workspace / "outputs/search_embedding/autodim/specs/autodim").alloc, FieldDimMask)
+
+
+@pytest.mark.parametrize("key", [k for k in config.EMBEDDING_METHODS if k not in ("uniform", "autodim", "pep")])
+def test_every_other_embedding_key_is_a_stage(key, tmp_path, monkeypatch):
+    """On a log with histories: it leaves a spec of this log per candidate, its controls, and its figures."""
+    monkeypatch.setenv("CTRMODELS_WORKERS", "1")
+    planted_interests(0, rows=4000).save(tmp_path / "outputs/encode")
+    manifest.write(tmp_path / "outputs/encode")
+    raw = raw_params()
+    raw["data"]["fields"] = [{"name": "item_id", "kind": "categorical", "side": "item"},
+                             {"name": "seen", "kind": "sequence", "side": "user", "of": "item_id", "max_length": 15}]
+    raw["search_embedding"] = {
+        "methods": ["uniform", key], "seeds": 1, "narrow": {"widths": [4]}, "frequency_rule": {"candidates": [0, 2, 8]},
+        "rare_ids": {"thresholds": [3]}, "aim_eds": {"target_threshold": 0.5, "epochs": 1}, "nis": {"every": 1},
+        "autoemb": {"candidates": [2, 8]}, "res_embedding": {"fusions": ["avg"]}}
+    folder = run(tmp_path, "search_embedding", search_embedding, key, raw)
+    manifest.verify(folder)
+    candidates = json.loads((folder / "candidates.json").read_text())
+    kinds = [c["kind"] for c in candidates]
+    assert kinds in (["rule"] * len(kinds), ["searched", "random"])
+    for c in candidates:
+        if c["spec"]:
+            ArchSpec.load(folder / c["spec"]).check(Schema.load(tmp_path / "outputs/encode/schema.json"))
+    figures = {p.stem for p in (folder / "figures").glob("*.json")}
+    assert {"training_curves", "width_by_frequency", "width_by_field"} <= figures
+    assert ("envelopes" in figures) == (key == "res_embedding")
 
 
 def test_leaderboards_show_controls_beside_every_search_and_mark_one_choice(workspace):

@@ -178,7 +178,9 @@ def envelope(embedding: FieldEmbedding, schema: Schema, item: str, domains: np.n
     batch = Batch(ids, torch.zeros(n, len(schema.numeric_fields)),
                   {f.name: torch.full((n, f.max_length), PADDING, dtype=torch.int32) for f in schema.sequence_fields},
                   torch.zeros(n, len(schema.objectives)), torch.zeros(n, dtype=torch.int32))
-    vectors = embedding(batch, Layout(schema)(batch))[:, column].double().numpy()
+    device = next(embedding.parameters()).device
+    batch, layout = batch.to(device), Layout(schema).to(device)
+    vectors = embedding(batch, layout(batch))[:, column].double().cpu().numpy()
     to_domain = sparse.csr_array((np.ones(n), (member, np.arange(n))))
     centres = to_domain @ vectors / np.bincount(member)[:, None]
     radii = np.zeros(len(names))
