@@ -11,6 +11,7 @@ TERMS = (
     ("train, arch, valid, test", "Rows for weights, for the search, for choices, and for one final reading."),
     ("searched", "An architecture found by a method, retrained from scratch with a fresh optimiser."),
     ("control", "The unsearched model: every field at full width, every pair of fields."),
+    ("rule", "An architecture that follows from counts or a single width, without a search; it can be chosen."),
     ("random", "An architecture of the same cost that nobody searched. What beats only the control may be luck."),
     ("embedding parameters", "Stored values of the embedding tables and their projections; pruned values take none."),
     ("FLOPs", "Additions and multiplications of one row's forward pass, counted from the built network."),
