@@ -8,157 +8,76 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
+from ctrmodels.allocation import (
+    Alloc,
+    CentralResidual,
+    FieldDimMask,
+    PerBucket,
+    PerField,
+    Uniform,
+    ValueMask,
+    pack,
+    unpack,
+)
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 
-VERSION = 1
-Fusion = Literal["avg", "gcn", "attention"]
+__all__ = ["Alloc", "ArchSpec", "CentralResidual", "Cost", "FieldDimMask", "Group", "Interaction", "Op", "PerBucket",
+           "PerField", "Uniform", "ValueMask", "all_combinations", "all_pairs", "id_widths", "merge", "model_fields"]
 
-
-@dataclass(frozen=True)
-class Uniform:
-    """Every id space has the same width."""
-
-    dim: int
-    kind: Literal["uniform"] = "uniform"
-
-
-@dataclass(frozen=True)
-class PerField:
-    """One width per id space, in the order of ``Schema.id_spaces``; 0 drops the field's embedding."""
-
-    dims: tuple[int, ...]
-    kind: Literal["per_field"] = "per_field"
-
-
-@dataclass(frozen=True)
-class PerBucket:
-    """One width per range of ids of an id space. Ids rise by falling frequency, so a range is a bucket of popularity.
-
-    Attributes:
-        cuts: for every id space, in the order of ``Schema.id_spaces``, the ids at which its next bucket begins, rising;
-            one less than its buckets.
-        dims: for every id space, the width of each bucket; 0 gives the ids in it no embedding.
-        shared: whether the ids in a space's last bucket share one row.
-    """
-
-    cuts: tuple[tuple[int, ...], ...]
-    dims: tuple[tuple[int, ...], ...]
-    shared: bool = False
-    kind: Literal["per_bucket"] = "per_bucket"
-
-    def buckets(self, schema: Schema) -> Iterator[tuple[int, int, int, int, bool]]:
-        """(id space, first id, behind the last id, width, whether its ids share a row) of every bucket that has ids.
-
-        Raises:
-            ValueError: the spaces, cuts and widths do not fit together.
-        """
-        if not len(self.cuts) == len(self.dims) == len(schema.id_spaces):
-            raise ValueError(f"cuts of {len(self.cuts)} and widths of {len(self.dims)} spaces for "
-                             f"{len(schema.id_spaces)} id spaces")
-        for s, (space, cuts, dims) in enumerate(zip(schema.id_spaces, self.cuts, self.dims, strict=True)):
-            edges = (0, *cuts, space.vocab)
-            if len(dims) != len(cuts) + 1 or list(edges) != sorted(edges):
-                raise ValueError(f"{space.name}: cuts {cuts} of {space.vocab} ids do not make {len(dims)} buckets")
-            for n, (a, b, w) in enumerate(zip(edges[:-1], edges[1:], dims, strict=True), 1):
-                if b > a:
-                    yield s, a, b, w, self.shared and n == len(dims)
-
-
-@dataclass(frozen=True, eq=False)
-class FieldDimMask:
-    """Which of the D dimensions the ids of each id space have; the others are zero and are not stored.
-
-    Attributes:
-        mask: bool [id spaces, D], rows in the order of ``Schema.id_spaces``; True = kept.
-    """
-
-    mask: np.ndarray
-    kind: Literal["field_dim_mask"] = "field_dim_mask"
-
-
-@dataclass(frozen=True, eq=False)
-class ValueMask:
-    """Single embedding values kept or pruned.
-
-    Attributes:
-        mask: bool [total_vocab, D], rows laid out as ``Schema.offsets`` says; True = kept.
-        init: float32 [total_vocab, D], the values that the kept entries start from in the retraining
-            (``None`` = fresh ones).
-    """
-
-    mask: np.ndarray
-    init: np.ndarray | None = None
-    kind: Literal["per_value_mask"] = "per_value_mask"
-
-
-@dataclass(frozen=True, eq=False)
-class CentralResidual:
-    """Ids of one space as a vector shared with their neighbours in a graph, plus a small residual of their own.
-
-    All other id spaces have an ordinary table. What serves is a plain table of the sums, and that is what it costs: as
-    much as a uniform width. Training holds a second vector per item.
-
-    Attributes:
-        item: the id space whose I ids the graph joins.
-        neighbours: int32 [I, K], the ids that an id's shared vector is made of, itself first; -1 = none.
-        weights: float32 [I, K], of the graph's edges; 0 where there is none.
-        fusion: how the neighbours' vectors are weighed: ``avg``, edges over their sum; ``gcn``, edges over the root
-            of both ends' sums; ``attention``, edges times the exponential of the vectors' inner product, normalised.
-        lambda_r: weight in the loss of the squared norm of the residuals that a batch touches.
-    """
-
-    item: str
-    neighbours: np.ndarray
-    weights: np.ndarray
-    fusion: Fusion = "avg"
-    lambda_r: float = 0.0
-    kind: Literal["central_residual"] = "central_residual"
-
-    def check(self, schema: Schema) -> None:
-        """Refuse a graph that is not of the log's items.
-
-        Raises:
-            ValueError: there is no such id space, or the lists do not fit its ids or each other.
-        """
-        ids = {f.name: f.vocab for f in schema.id_spaces}.get(self.item)
-        if ids is None:
-            raise ValueError(f"a graph of {self.item!r}, which is no id space of the log")
-        near = self.neighbours
-        if near.ndim != 2 or len(near) != ids or self.weights.shape != near.shape:
-            raise ValueError(f"{self.item}: neighbours {near.shape} and weights {self.weights.shape} of {ids} ids")
-        if not np.array_equal(near[:, 0], np.arange(ids)) or near.min() < -1 or near.max() >= ids:
-            raise ValueError(f"{self.item}: a list does not begin with its own id, or names one beyond the {ids} ids")
-        if not np.array_equal(near >= 0, self.weights > 0):
-            raise ValueError(f"{self.item}: edges, and only edges, have weights above 0")
-        if self.fusion not in get_args(Fusion):
-            raise ValueError(f"unknown fusion {self.fusion!r}; there are {get_args(Fusion)}")
-
-
-Alloc = Uniform | PerField | PerBucket | FieldDimMask | ValueMask | CentralResidual
+VERSION = 2
+MAIN = ""  # the name of the embedding that all parts of a network share
+Op = Literal["inner", "outer", "vector_kernel", "scalar_kernel", "micronet"]
 
 
 @dataclass(frozen=True, order=True)
 class Interaction:
-    """One explicit feature interaction.
+    """One explicit interaction of two or more fields.
 
     Attributes:
         fields: indices into ``Schema.id_fields + Schema.sequence_fields``, rising.
-        op: ``inner``: the inner product of the two embeddings.
+        op: what is made of their embeddings e_1 .. e_p: ``inner``, ``sum_d prod_s e_sd``; ``vector_kernel``, the same
+            sum weighted by a learned number per interaction and dimension; ``scalar_kernel``, by one per interaction;
+            ``outer``, ``prod_s <e_s, u_s>`` with learned u_1 .. u_p that all interactions of this kind share; or
+            ``micronet``, a small network of its own that ``genes`` describe, which gives a vector.
         strength: the searched gate's final value, for the report; the retraining starts gates afresh.
+        table: the name of the embedding in ``ArchSpec.tables`` that it reads; empty = the network's own.
+        genes: of a micronet, its operations in turn.
     """
 
     fields: tuple[int, ...]
-    op: Literal["inner"] = "inner"
+    op: Op = "inner"
     strength: float = 1.0
+    table: str = MAIN
+    genes: tuple[int, ...] = ()
+
+    @property
+    def order(self) -> int:
+        """Number of fields."""
+        return len(self.fields)
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """Fields whose weighted sum is raised to a power: one number that holds all their interactions of that order.
+
+    Attributes:
+        fields: the members, as in :class:`Interaction`, rising.
+        order: the power p; of order 1, the sum itself, a vector.
+        table: the name of the embedding in ``ArchSpec.tables`` that it reads; empty = the network's own.
+    """
+
+    fields: tuple[int, ...]
+    order: int
+    table: str = MAIN
 
 
 @dataclass(frozen=True)
@@ -196,6 +115,8 @@ class ArchSpec:
         out_dim: width D at which embeddings enter interactions and MLP.
         alloc: the embedding's allocation, or ``None`` if the spec does not speak of it.
         interactions: the kept interactions, or ``None`` if the spec does not speak of them.
+        groups: groups of fields beside them.
+        tables: embeddings of their own that interactions and groups read, by name.
         cost: of the host network, filled in by the retraining.
         result: metrics of the search.
     """
@@ -208,6 +129,8 @@ class ArchSpec:
     out_dim: int
     alloc: Alloc | None = None
     interactions: tuple[Interaction, ...] | None = None
+    groups: tuple[Group, ...] = ()
+    tables: Mapping[str, Alloc] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     cost: Cost | None = None
@@ -241,52 +164,59 @@ class ArchSpec:
     @property
     def id(self) -> str:
         """sha256 of what a retraining would build; ignores method, seed, cost and results."""
-        document, arrays = self._document()
+        document, arrays = self.pack()
         body = {k: document[k] for k in ("version", "schema_hash", "vocab_hash", "roles_hash", "out_dim",
-                                         "embedding", "interactions")}
+                                         "embedding", "interactions", "groups", "tables")}
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
         for name in sorted(arrays):
             digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
         return digest.hexdigest()
 
-    def _document(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        arrays: dict[str, np.ndarray] = {}
-        embedding: dict[str, Any] | None = None
-        if isinstance(self.alloc, Uniform):
-            embedding = {"kind": "uniform", "dim": self.alloc.dim}
-        elif isinstance(self.alloc, PerField):
-            embedding = {"kind": "per_field", "dims": list(self.alloc.dims)}
-        elif isinstance(self.alloc, PerBucket):
-            embedding = {"kind": "per_bucket", "cuts": [list(c) for c in self.alloc.cuts],
-                         "dims": [list(d) for d in self.alloc.dims], "shared": self.alloc.shared}
-        elif isinstance(self.alloc, FieldDimMask):
-            embedding = {"kind": "field_dim_mask",
-                         "kept": [np.flatnonzero(row).tolist() for row in self.alloc.mask]}
-        elif isinstance(self.alloc, ValueMask):
-            embedding = {"kind": "per_value_mask", "shape": list(self.alloc.mask.shape),
-                         "kept": int(self.alloc.mask.sum()), "rewind": self.alloc.init is not None}
-            arrays["mask"] = np.packbits(self.alloc.mask)
-            if self.alloc.init is not None:
-                arrays["init"] = self.alloc.init.astype(np.float32)
-        elif isinstance(self.alloc, CentralResidual):
-            embedding = {"kind": "central_residual", "item": self.alloc.item, "fusion": self.alloc.fusion,
-                         "lambda_r": self.alloc.lambda_r}
-            arrays |= {"neighbours": self.alloc.neighbours.astype(np.int32),
-                       "weights": self.alloc.weights.astype(np.float32)}
+    def pack(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """A JSON document and named arrays; :meth:`unpack` reads them."""
+        parts = {MAIN: self.alloc} if self.alloc is not None else {}
+        packed = {name: pack(alloc) for name, alloc in {**parts, **self.tables}.items()}
+        arrays = {f"{name}/{key}".lstrip("/"): a for name, (_, found) in packed.items() for key, a in found.items()}
+        documents = {name: document for name, (document, _) in packed.items()}
         interactions = None if self.interactions is None else [
-            {"fields": list(i.fields), "op": i.op, "strength": round(i.strength, 8)} for i in self.interactions]
+            {"fields": list(i.fields), "op": i.op, "strength": round(i.strength, 8), "table": i.table,
+             "genes": list(i.genes)} for i in self.interactions]
         return {
             "version": self.version, "method": self.method, "config": dict(self.config), "seed": self.seed,
             "schema_hash": self.schema_hash, "vocab_hash": self.vocab_hash, "roles_hash": self.roles_hash,
-            "fields": list(self.fields), "out_dim": self.out_dim, "embedding": embedding,
-            "interactions": interactions, "cost": None if self.cost is None else vars(self.cost),
+            "fields": list(self.fields), "out_dim": self.out_dim, "embedding": documents.pop(MAIN, None),
+            "interactions": interactions,
+            "groups": [{"fields": list(g.fields), "order": g.order, "table": g.table} for g in self.groups],
+            "tables": documents, "cost": None if self.cost is None else vars(self.cost),
             "result": {k: float(v) for k, v in self.result.items()},
         }, arrays
+
+    @classmethod
+    def unpack(cls, raw: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> ArchSpec:
+        """What :meth:`pack` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else.
+        """
+        def alloc(name: str, document: Mapping[str, Any]) -> Alloc:
+            return unpack(document, {k.rpartition("/")[2]: a for k, a in arrays.items()
+                                     if k.rpartition("/")[0] == name})
+
+        return cls(
+            method=raw["method"], config=raw["config"], seed=raw["seed"], schema_hash=raw["schema_hash"],
+            vocab_hash=raw["vocab_hash"], roles_hash=raw["roles_hash"], fields=tuple(raw["fields"]),
+            out_dim=raw["out_dim"], alloc=None if raw["embedding"] is None else alloc(MAIN, raw["embedding"]),
+            interactions=None if raw["interactions"] is None else tuple(
+                Interaction(tuple(i["fields"]), i["op"], i["strength"], i["table"], tuple(i["genes"]))
+                for i in raw["interactions"]),
+            groups=tuple(Group(tuple(g["fields"]), g["order"], g["table"]) for g in raw["groups"]),
+            tables={name: alloc(name, document) for name, document in raw["tables"].items()},
+            cost=None if raw["cost"] is None else Cost(**raw["cost"]), result=raw["result"])
 
     def save(self, folder: Path) -> None:
         """Write ``archspec.json`` and, where there are arrays, ``archspec.npz`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
-        document, arrays = self._document()
+        document, arrays = self.pack()
         if arrays:
             np.savez(folder / "archspec.npz", **arrays)  # type: ignore[arg-type]
         (folder / "archspec.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
@@ -304,45 +234,16 @@ class ArchSpec:
             if raw["version"] != VERSION:
                 raise InputError(path, "version", raw["version"], f"this release reads version {VERSION}",
                                  "run the search again")
-            alloc = _alloc(raw["embedding"], raw["out_dim"], folder)
-            interactions = None if raw["interactions"] is None else tuple(
-                Interaction(tuple(i["fields"]), i["op"], i["strength"]) for i in raw["interactions"])
-            return cls(
-                method=raw["method"], config=raw["config"], seed=raw["seed"],
-                schema_hash=raw["schema_hash"], vocab_hash=raw["vocab_hash"], roles_hash=raw["roles_hash"],
-                fields=tuple(raw["fields"]), out_dim=raw["out_dim"], alloc=alloc, interactions=interactions,
-                cost=None if raw["cost"] is None else Cost(**raw["cost"]), result=raw["result"])
+            arrays: dict[str, np.ndarray] = {}
+            if (folder / "archspec.npz").exists():
+                with np.load(folder / "archspec.npz", allow_pickle=False) as stored:
+                    arrays = dict(stored)
+            return cls.unpack(raw, arrays)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(path, "archspec", type(error).__name__, "absent or not readable",
                              "run the search again") from error
-
-
-def _alloc(raw: dict[str, Any] | None, out_dim: int, folder: Path) -> Alloc | None:
-    if raw is None:
-        return None
-    if raw["kind"] == "uniform":
-        return Uniform(raw["dim"])
-    if raw["kind"] == "per_field":
-        return PerField(tuple(raw["dims"]))
-    if raw["kind"] == "per_bucket":
-        return PerBucket(tuple(tuple(c) for c in raw["cuts"]), tuple(tuple(d) for d in raw["dims"]), raw["shared"])
-    if raw["kind"] == "field_dim_mask":
-        mask = np.zeros((len(raw["kept"]), out_dim), bool)
-        for row, kept in zip(mask, raw["kept"], strict=True):
-            row[kept] = True
-        return FieldDimMask(mask)
-    if raw["kind"] == "per_value_mask":
-        with np.load(folder / "archspec.npz", allow_pickle=False) as arrays:
-            rows, dim = raw["shape"]
-            mask = np.unpackbits(arrays["mask"], count=rows * dim).astype(bool).reshape(rows, dim)
-            return ValueMask(mask, arrays["init"] if raw["rewind"] else None)
-    if raw["kind"] == "central_residual":
-        with np.load(folder / "archspec.npz", allow_pickle=False) as arrays:
-            return CentralResidual(raw["item"], arrays["neighbours"], arrays["weights"], raw["fusion"],
-                                   raw["lambda_r"])
-    raise ValueError(f"unknown allocation {raw['kind']!r}")
 
 
 def id_widths(spec: ArchSpec, schema: Schema) -> np.ndarray:
@@ -376,13 +277,19 @@ def model_fields(schema: Schema) -> tuple[str, ...]:
     return tuple(f.name for f in (*schema.id_fields, *schema.sequence_fields))
 
 
+def all_combinations(schema: Schema, order: int, op: Op = "inner", table: str = MAIN) -> tuple[Interaction, ...]:
+    """Every interaction of ``order`` fields."""
+    return tuple(Interaction(fields, op, table=table)
+                 for fields in combinations(range(len(model_fields(schema))), order))
+
+
 def all_pairs(schema: Schema) -> tuple[Interaction, ...]:
-    """Every pair of fields."""
-    return tuple(Interaction(pair) for pair in combinations(range(len(model_fields(schema))), 2))
+    """Every pair of fields by the inner product of their embeddings."""
+    return all_combinations(schema, 2)
 
 
 def merge(a: ArchSpec, b: ArchSpec) -> ArchSpec:
-    """One spec that says what ``a`` and ``b`` say.
+    """One spec that says what ``a`` and ``b`` say. Groups and tables belong to the interactions.
 
     Raises:
         InputError: both speak of the same part, or they were found on different logs or widths.
@@ -400,4 +307,4 @@ def merge(a: ArchSpec, b: ArchSpec) -> ArchSpec:
         a, method=f"{a.method}+{b.method}", config={a.method: dict(a.config), b.method: dict(b.config)},
         alloc=a.alloc if a.alloc is not None else b.alloc,
         interactions=a.interactions if a.interactions is not None else b.interactions,
-        cost=None, result={})
+        groups=(*a.groups, *b.groups), tables={**a.tables, **b.tables}, cost=None, result={})

@@ -96,7 +96,10 @@ class _Scores(nn.Module):
 def _program(model: Model, rows: Mapping[str, np.ndarray]) -> ExportedProgram:
     """The graph of a model with folded embeddings and packed tables, for any number of rows."""
     served, batch = _served(model), {0: torch.export.Dim("batch")}
-    served.encoder.embedding = served.encoder.embedding.folded().requires_grad_(False)
+    encoder = served.encoder
+    encoder.embedding = encoder.embedding.folded().requires_grad_(False)
+    for name, table in encoder.tables.items():
+        encoder.tables[name] = table.folded().requires_grad_(False)
     for parent in list(served.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Table) and child.mask is not None:

@@ -41,7 +41,8 @@ def run_method(stage: Stage, method: SearchMethod, host: Host) -> tuple[Dataset,
     section: SearchStage = stage.name  # type: ignore[assignment]
     data = Dataset(encoded, ("train", "arch", "valid"))
     seeds = range(getattr(stage.params, section).seeds)
-    candidates, seconds = run_search(method, encoded, host, seeds, stage.scratch, stage.out)
+    candidates, seconds = run_search(method, encoded, host, seeds, stage.scratch, stage.out,
+                                     checkpoint_steps=stage.params.training.checkpoint_steps)
     for kind, value in seconds.items():
         stage.measure(f"seconds.{kind}", round(value, 3))
     for c in candidates:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import count
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ctrmodels.data.dataset import Batch, Rows
 
@@ -109,16 +109,47 @@ class Loader:
         return Batch.join([part.held() for part in self.rows.parts]).to(self.device)
 
 
-def endless(loader: Loader) -> Iterator[Batch]:
-    """Batches of one epoch after the other.
+class Endless:
+    """Batches of one epoch after the other, from any position on.
+
+    Args:
+        loader: of the batches.
+
+    Attributes:
+        epoch: that the next batch belongs to.
+        step: its number in that epoch, or the number of that epoch's batches.
 
     Raises:
-        ValueError: there are too few rows for a single batch.
+        ValueError: when a batch is asked for, and there are too few rows for a single one.
     """
-    for epoch in count():
-        if not loader.steps(epoch):
-            raise ValueError(f"{len(loader.rows)} rows do not make a batch")
-        yield from loader.epoch(epoch)
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.epoch, self.step = 0, 0
+        self.batches: Iterator[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self.loader.steps(self.epoch):
+            raise ValueError(f"{len(self.loader.rows)} rows do not make a batch")
+        if self.batches is None:
+            self.batches = self.loader.epoch(self.epoch, self.step)
+        for batch in self.batches:
+            self.step += 1
+            return batch
+        self.epoch, self.step, self.batches = self.epoch + 1, 0, None
+        return next(self)
+
+    def state(self) -> dict[str, Tensor]:
+        """The position, which :meth:`load` goes to."""
+        return {"position": torch.tensor([self.epoch, self.step])}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go to where :meth:`state` was asked."""
+        self.epoch, self.step = state["position"].tolist()
+        self.batches = None
 
 
 def row_bytes(rows: Rows) -> int:

@@ -143,13 +143,12 @@ class MultiObjectiveModel(nn.Module):
 
     def cost(self) -> Cost:
         """What serving this model takes."""
-        embedding = self.encoder.embedding
-        stored = embedding.stored_values()
-        other = sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in embedding.parameters())
+        stored, overhead, trained = self.encoder.stored()
+        other = sum(p.numel() for p in self.parameters()) - trained
         linear = sum(2 * m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
         return Cost(parameters_embedding=stored, parameters_other=other,
                     flops=linear + self.trunk.flops() + self.encoder.flops() + self.wide.flops(),
-                    bytes=4 * (stored + other) + embedding.overhead_bytes())
+                    bytes=4 * (stored + other) + overhead)
 
     def fit_targets(self, labels: np.ndarray) -> None:
         """Before training: scale of every regression objective from the training labels [N, K].

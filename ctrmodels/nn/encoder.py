@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ctrmodels.archspec import ArchSpec, CentralResidual, FieldDimMask, PerBucket, PerField, Uniform, ValueMask
+from ctrmodels.allocation import Alloc, CentralResidual, FieldDimMask, PerBucket, PerField, Uniform, ValueMask
+from ctrmodels.archspec import MAIN, ArchSpec
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.dropout import Dropout
@@ -20,7 +22,7 @@ from ctrmodels.nn.embedding import (
     UniformEmbedding,
 )
 from ctrmodels.nn.flat import flat_width, lay_out
-from ctrmodels.nn.interaction import PairProducts
+from ctrmodels.nn.interaction import Products
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.residual import ResidualEmbedding
 from ctrmodels.nn.table import Layout, Lookup, Table
@@ -34,7 +36,7 @@ class Encoded:
     Attributes:
         fields: [B, F, D] embedding of every field.
         flat: [B, W] fields laid side by side and the numeric values; what an MLP reads.
-        pairs: [B, M] inner products of the spec's interactions.
+        products: [B, M] one number per interaction of the spec.
         pair_sum: [B] sum of all fields' pairs; empty unless the encoder was asked for it.
         penalty: scalar, ``l2`` times the squared norm of the embeddings, per row, and what the embedding adds of its
             own; part of every loss.
@@ -45,7 +47,7 @@ class Encoded:
 
     fields: Tensor
     flat: Tensor
-    pairs: Tensor
+    products: Tensor
     pair_sum: Tensor
     penalty: Tensor
     lookup: Lookup
@@ -53,31 +55,31 @@ class Encoded:
     batch: Batch
 
 
-def build_embedding(schema: Schema, spec: ArchSpec) -> FieldEmbedding:
-    """The embedding that ``spec.alloc`` describes.
+def build_embedding(schema: Schema, alloc: Alloc | None, out_dim: int) -> FieldEmbedding:
+    """The embedding that ``alloc`` describes, ``out_dim`` wide where that does not say how wide.
 
     Raises:
-        ValueError: the spec does not speak of the embedding, or its mask or graph has another shape than the log's ids.
+        ValueError: there is none, or its mask or graph has another shape than the log's ids.
     """
-    if isinstance(spec.alloc, Uniform):
-        return UniformEmbedding(schema, spec.alloc.dim)
-    if isinstance(spec.alloc, PerField):
-        return PerFieldEmbedding(schema, spec.alloc.dims, spec.out_dim)
-    if isinstance(spec.alloc, PerBucket):
-        return PerBucketEmbedding(schema, spec.alloc, spec.out_dim)
-    if isinstance(spec.alloc, FieldDimMask):
-        return FieldDimMaskEmbedding(schema, spec.alloc.mask)
-    if isinstance(spec.alloc, ValueMask):
-        if spec.alloc.mask.shape[0] != schema.total_vocab:
-            raise ValueError(f"a mask of {spec.alloc.mask.shape[0]} rows for {schema.total_vocab} ids")
-        return MaskedEmbedding(schema, spec.alloc.mask, spec.alloc.init)
-    if isinstance(spec.alloc, CentralResidual):
-        return ResidualEmbedding(schema, spec.alloc, spec.out_dim)
-    raise ValueError(f"the spec of {spec.method} does not speak of the embedding")
+    if isinstance(alloc, Uniform):
+        return UniformEmbedding(schema, alloc.dim)
+    if isinstance(alloc, PerField):
+        return PerFieldEmbedding(schema, alloc.dims, out_dim)
+    if isinstance(alloc, PerBucket):
+        return PerBucketEmbedding(schema, alloc, out_dim)
+    if isinstance(alloc, FieldDimMask):
+        return FieldDimMaskEmbedding(schema, alloc.mask)
+    if isinstance(alloc, ValueMask):
+        if alloc.mask.shape[0] != schema.total_vocab:
+            raise ValueError(f"a mask of {alloc.mask.shape[0]} rows for {schema.total_vocab} ids")
+        return MaskedEmbedding(schema, alloc.mask, alloc.init)
+    if isinstance(alloc, CentralResidual):
+        return ResidualEmbedding(schema, alloc, out_dim)
+    raise ValueError("the spec does not speak of the embedding")
 
 
 class FeatureEncoder(nn.Module):
-    """Embeddings and pairs of one ArchSpec, shared by all objectives.
+    """Embeddings and interactions of one ArchSpec, shared by all objectives.
 
     Args:
         schema: the log.
@@ -89,7 +91,8 @@ class FeatureEncoder(nn.Module):
 
     Attributes:
         width: W.
-        n_pairs: M.
+        tables: the embeddings that only interactions read, by name.
+        n_products: M.
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
@@ -98,30 +101,46 @@ class FeatureEncoder(nn.Module):
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
         self.layout = Layout(schema)
-        self.embedding = embedding if embedding is not None else build_embedding(schema, spec)
+        self.embedding = embedding if embedding is not None else build_embedding(schema, spec.alloc, spec.out_dim)
+        self.tables = nn.ModuleDict({name: build_embedding(schema, alloc, spec.out_dim)
+                                     for name, alloc in spec.tables.items()})
         self.n_fields = self.layout.n_fields
-        self.products = PairProducts(spec.interactions, self.n_fields)
+        dims = {name: cast(FieldEmbedding, table).dim for name, table in self.tables.items()}
+        self.products = Products(spec.interactions, self.n_fields, {MAIN: self.embedding.dim, **dims})
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
         self.width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
-        self.n_pairs = len(spec.interactions)
+        self.n_products = len(self.products)
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode B rows."""
         lookup = self.layout(batch)
         fields, flat, pair_sum, own = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
-        pairs = self.products(fields) if self.n_pairs else fields.new_zeros(fields.shape[0], 0)
-        penalty = self.l2 * fields.square().sum() / fields.shape[0] if self.l2 else fields.new_zeros(())
+        by_name = {MAIN: fields, **{name: table(batch, lookup) for name, table in self.tables.items()}}
+        products = self.products(by_name) if self.n_products else fields.new_zeros(fields.shape[0], 0)
+        penalty = fields.new_zeros(())
+        if self.l2:
+            penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
-        return Encoded(fields, self.dropout(flat), pairs, pair_sum, penalty, lookup, batch.numeric, batch)
+        return Encoded(fields, self.dropout(flat), products, pair_sum, penalty, lookup, batch.numeric, batch)
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
         """[B, F, D] and [B, N] → [B, W], with dropout."""
         return self.dropout(lay_out(fields, numeric).flat)
 
+    @property
+    def embeddings(self) -> list[FieldEmbedding]:
+        """The network's embedding, and those of interactions."""
+        return [self.embedding, *(cast(FieldEmbedding, table) for table in self.tables.values())]
+
+    def stored(self) -> tuple[int, int, int]:
+        """Of all embeddings: stored values, bytes beyond them, and trainable values."""
+        return (sum(e.stored_values() for e in self.embeddings), sum(e.overhead_bytes() for e in self.embeddings),
+                sum(p.numel() for e in self.embeddings for p in e.parameters()))
+
     def flops(self) -> int:
-        """Operations per row: projections, and 2 D per pair."""
-        return self.embedding.flops() + 2 * self.embedding.dim * self.n_pairs
+        """Operations per row: projections and interactions."""
+        return sum(e.flops() for e in self.embeddings) + self.products.flops()
 
 
 class FirstOrder(nn.Module):
@@ -151,18 +170,18 @@ class FirstOrder(nn.Module):
 
 
 class WideHead(FirstOrder):
-    """First-order weights, and per output a gate per normalised pair.
+    """First-order weights, and per output a gate per normalised interaction.
 
-    ``logit_k = first_order_k + sum_m alpha_km BN(pair_m)``; the pairs' batch normalisation has no
-    scale and shift, so that the gate alone says how much a pair counts (AutoFIS, KDD 2020, section 3.3; momentum
+    ``logit_k = first_order_k + sum_m alpha_km BN(product_m)``; the products' batch normalisation has no
+    scale and shift, so that the gate alone says how much one counts (AutoFIS, KDD 2020, section 3.3; momentum
     and epsilon as in its published code, since small-variance products blow up at PyTorch's defaults).
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:
         super().__init__(schema, n_outputs)
-        n_pairs = len(spec.interactions or ())
-        self.norm = BatchNorm(n_pairs, momentum=0.01, eps=1e-3) if n_pairs else None
-        self.gates = nn.Parameter(torch.full((n_pairs, n_outputs), gate_init))
+        n = len(spec.interactions or ())
+        self.norm = BatchNorm(n, momentum=0.01, eps=1e-3) if n else None
+        self.gates = nn.Parameter(torch.full((n, n_outputs), gate_init))
 
     def flops(self) -> int:
         """First order, and 2 per gate."""
@@ -171,4 +190,4 @@ class WideHead(FirstOrder):
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
         out = super().forward(encoded)
-        return out if self.norm is None else out + self.norm(encoded.pairs) @ self.gates
+        return out if self.norm is None else out + self.norm(encoded.products) @ self.gates

@@ -13,6 +13,7 @@ from ctrmodels.archspec import ArchSpec, merge
 from ctrmodels.data.dataset import Rows
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import TrainConfig
 from ctrmodels.zoo import HOSTS, MODELS, CTRModel, Sizes
 
@@ -104,12 +105,12 @@ class Found:
     Attributes:
         specs: name of the level (a target size, or the method's name) → spec of the searched part.
         trace: what happened on the way, one entry per epoch or decision, only reproducible numbers.
-        steps: optimiser steps taken.
+        steps: what it took, in training steps of one batch; passes that only judge a batch count a third.
     """
 
     specs: dict[str, ArchSpec]
     trace: list[dict[str, Any]] = field(default_factory=list)
-    steps: int = 0
+    steps: float = 0
 
 
 class SearchMethod(Protocol):
@@ -130,8 +131,8 @@ class SearchMethod(Protocol):
     part: ClassVar[Part]
     kind: ClassVar[Kind]
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
-        """Run the search once."""
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
+        """Run the search once; go on from what ``checkpoint`` holds of an interrupted attempt."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +12,11 @@ from ctrmodels.archspec import (
     ArchSpec,
     CentralResidual,
     FieldDimMask,
+    Interaction,
     PerBucket,
     PerField,
     Uniform,
     ValueMask,
-    all_pairs,
 )
 from ctrmodels.data.schema import Schema
 
@@ -32,7 +32,8 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     Widths, by field or by bucket: random ones from the same candidates whose parameters come within 2 % (or as near as
     can be: a warning says so) of the spec's. Masks of fields' dimensions: random numbers of random dimensions that cost
     the same, or, where the search had candidate widths, random ones of these. Value masks: as many random values, from
-    the same initial ones. Graphs: the same edges between other items. Interactions: as many random pairs.
+    the same initial ones. Graphs: the same edges between other items. Interactions: as many random ones of every
+    order, operation and embedding. Groups: as many random members.
 
     Raises:
         ValueError: the spec is not searched, so that there is nothing to draw.
@@ -66,10 +67,27 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     elif isinstance(spec.alloc, Uniform):
         raise ValueError("a uniform width has no random control")
     if spec.interactions is not None:
-        pairs = all_pairs(schema)
-        drawn = sorted(rng.choice(len(pairs), len(spec.interactions), replace=False))
-        changes["interactions"] = tuple(pairs[i] for i in drawn)
+        changes["interactions"] = _random_interactions(spec.interactions, len(spec.fields), rng)
+        changes["groups"] = tuple(replace(g, fields=_random_fields(len(g.fields), len(spec.fields), rng))
+                                  for g in spec.groups)
     return replace(spec, method=f"random({spec.method})", cost=None, result={}, **changes)  # type: ignore[arg-type]
+
+
+def _random_interactions(found: Sequence[Interaction], n_fields: int, rng: np.random.Generator
+                         ) -> tuple[Interaction, ...]:
+    """Other fields for every interaction, without repetition among those of one kind."""
+    taken: set[tuple[object, ...]] = set()
+    drawn = []
+    for i in found:
+        while (kind := (i.op, i.table, fields := _random_fields(i.order, n_fields, rng))) in taken:
+            pass
+        taken.add(kind)
+        drawn.append(replace(i, fields=fields, strength=1.0))
+    return tuple(sorted(drawn, key=lambda i: (i.order, i.op, i.table, i.fields)))
+
+
+def _random_fields(n: int, n_fields: int, rng: np.random.Generator) -> tuple[int, ...]:
+    return tuple(sorted(rng.choice(n_fields, n, replace=False).tolist()))
 
 
 def _random_buckets(spec: ArchSpec, alloc: PerBucket, schema: Schema, rng: np.random.Generator) -> PerBucket:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,33 +37,35 @@ class GRDA(torch.optim.Optimizer):
             raise ValueError("target_threshold, steps and gamma must be positive")
         c = target_threshold * gamma**-0.5 * (gamma * steps) ** -mu
         super().__init__(parameters, {"c": c, "gamma": gamma, "mu": mu})
-        self.t = 0
-
-    def threshold(self, t: int) -> float:
-        """g(t)."""
-        group = self.param_groups[0]
-        return group["c"] * group["gamma"] ** 0.5 * (t * group["gamma"]) ** group["mu"]
+        for x in self.param_groups[0]["params"]:
+            self.state[x]["step"] = torch.zeros((), dtype=torch.float64, device=x.device)
 
     @property
-    def level(self) -> float:
-        """The threshold after the steps so far."""
-        return self.threshold(self.t)
+    def level(self) -> Tensor:
+        """The threshold g after the steps so far, a scalar on the gates' device."""
+        group = self.param_groups[0]
+        t = self.state[group["params"][0]]["step"]
+        return cast(Tensor, (group["c"] * group["gamma"] ** 0.5 * (t * group["gamma"]) ** group["mu"]).float())
+
+    def _count(self) -> None:
+        for x in self.param_groups[0]["params"]:
+            self.state[x]["step"] += 1
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step; all gates share the step counter."""
         loss = closure() if closure is not None else None
-        self.t += 1
-        level = self.threshold(self.t)
+        self._count()
+        level = self.level
         for group in self.param_groups:
             for x in group["params"]:
                 if x.grad is None:
                     continue
                 state = self.state[x]
-                if not state:
+                if "v" not in state:
                     state["v"] = x.detach().clone()
                 state["v"].add_(x.grad, alpha=-group["gamma"])
-                x.copy_(torch.sign(state["v"]) * (state["v"].abs() - level).clamp_(min=0.0))
+                x.copy_(torch.sign(state["v"]) * (state["v"].abs() - level).clamp(min=0.0))
         return loss
 
 
@@ -77,7 +79,7 @@ class RowGRDA(GRDA):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Move the accumulators of the rows that the last gradient touched."""
         loss = closure() if closure is not None else None
-        self.t += 1
+        self._count()
         for group in self.param_groups:
             for v in group["params"]:
                 if v.grad is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from ctrmodels.training.optimisers import Optimisers
 
 ABSENT = -1e9  # logit of a choice that a head does not have; finite, so that 0 * log(0) is 0
 MEMORY = 0.95  # share of the past in the running size of the advantages
@@ -55,6 +59,20 @@ class Policy:
     def most_probable(self) -> Tensor:
         """int64 [H]."""
         return self.log_probabilities().argmax(1)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was learned, and where the draws are."""
+        return {"logits": self.logits, "size": torch.tensor(self.size, dtype=torch.float64),
+                "updates": torch.tensor(self.updates), "random": self.generator.get_state(),
+                **Optimisers([self.optimiser]).state()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Be as :meth:`state` said."""
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+        self.size, self.updates = float(state["size"]), int(state["updates"])
+        self.generator.set_state(state["random"])
+        Optimisers([self.optimiser]).load({k: v for k, v in state.items() if "." in k})
 
     def update(self, actions: Tensor, rewards: Tensor, beta: float) -> None:
         """One step from K actions that were rewarded alike.

@@ -240,7 +240,7 @@ class GatedEmbedding(RowEmbedding):
         super().__init__(schema, dim)
         self.table = Table(schema.total_vocab, dim, INIT_SD)
         self.norm = RowNorm(len(schema.id_spaces), dim)
-        self.level = 0.0
+        self.level = torch.zeros(())
         if by_value:
             self.gates: nn.Parameter | Table = Table(schema.total_vocab, dim)
             nn.init.constant_(self.gates.weight, init)

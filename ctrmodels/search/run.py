@@ -17,6 +17,7 @@ from ctrmodels.data.dataset import Dataset
 from ctrmodels.search.base import Host, SearchMethod, SearchRows
 from ctrmodels.search.controls import random_control
 from ctrmodels.search.trial import retrain
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.parallel import iterate_trials
 
 ROLES = ("train", "arch", "valid")  # never test
@@ -88,39 +89,46 @@ class Trace:
         path.write_text("".join(json.dumps(self.done[k], sort_keys=True) + "\n" for k in sorted(self.done)))
 
 
-def search_trial(encoded: Path, method: SearchMethod, host: Host, seed: int, scratch: Path) -> dict[str, Any]:
-    """Run ``method`` once and leave its specs under ``scratch/specs/SEED``."""
+def search_trial(encoded: Path, method: SearchMethod, host: Host, seed: int, scratch: Path, every: int
+                 ) -> dict[str, Any]:
+    """Run ``method`` once, from where an interrupted attempt left it, and leave its specs under ``scratch/specs/SEED``."""
     started = time.perf_counter()
     data = Dataset(encoded, ROLES)
-    found = method.search(SearchRows(data.role("train"), data.role("arch")), host, seed)
+    checkpoint = Checkpoint(scratch / f"search-{seed}.safetensors", every)
+    found = method.search(SearchRows(data.role("train"), data.role("arch")), host, seed, checkpoint)
     partial, final = scratch / f"specs/.{seed}", scratch / f"specs/{seed}"
     for folder in (partial, final):
         shutil.rmtree(folder, ignore_errors=True)
     for level, spec in found.specs.items():
         spec.save(partial / level)
     partial.replace(final)
+    checkpoint.remove()
     return {"trial": f"search/{seed}", "levels": list(found.specs), "steps": found.steps, "trace": found.trace,
             "seconds": time.perf_counter() - started}
 
 
-def retrain_trial(encoded: Path, host: Host, seed: int, scratch: Path, level: str, random: bool) -> dict[str, Any]:
-    """Retrain one found spec, or its random control."""
+def retrain_trial(encoded: Path, host: Host, seed: int, scratch: Path, level: str, random: bool,
+                  every: int) -> dict[str, Any]:
+    """Retrain one found spec, or its random control, from where an interrupted attempt left it."""
     started = time.perf_counter()
     data = Dataset(encoded, ROLES)
     spec = ArchSpec.load(scratch / f"specs/{seed}/{level}")
     if random:
         spec = random_control(spec, data.schema, seed)
-    trained = retrain(spec, SearchRows(data.role("train"), data.role("arch")), data.role("valid"), host, seed)
-    return {"trial": f"retrain/{level}/{'random' if random else 'found'}/{seed}", "level": level, "seed": seed,
+    kind = "random" if random else "found"
+    trained = retrain(spec, SearchRows(data.role("train"), data.role("arch")), data.role("valid"), host, seed,
+                      Checkpoint(scratch / f"{kind}-{level}-{seed}.safetensors", every))
+    return {"trial": f"retrain/{level}/{kind}/{seed}", "level": level, "seed": seed,
             "random": random, "spec": spec.id, **trained.summary(), "seconds": time.perf_counter() - started}
 
 
 def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[int], scratch: Path, out: Path,
-               workers: int | None = None) -> tuple[list[Candidate], dict[str, float]]:
+               workers: int | None = None, checkpoint_steps: int = 1000) -> tuple[list[Candidate], dict[str, float]]:
     """Search and judge ``method`` over ``seeds``.
 
     Writes ``trace.jsonl``, ``candidates.json`` and ``specs/LEVEL/`` (the best seed's) into ``out``. What
-    ``scratch`` holds of an interrupted run is not run again.
+    ``scratch`` holds of an interrupted run is not run again: finished trials, and of a trial in flight the steps up to
+    its last checkpoint, of which there is one every ``checkpoint_steps``.
 
     Returns:
         The candidates (every level and its random control), and the seconds of every kind of trial.
@@ -135,15 +143,15 @@ def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[
             seconds[kind] += result.pop("seconds")
             trace.add(result)
 
-    run(search_trial, [{"encoded": encoded, "method": method, "host": host, "seed": s, "scratch": scratch}
-                       for s in seeds if f"search/{s}" not in trace.done], "search")
+    run(search_trial, [{"encoded": encoded, "method": method, "host": host, "seed": s, "scratch": scratch,
+                        "every": checkpoint_steps} for s in seeds if f"search/{s}" not in trace.done], "search")
     by_seed = [trace.done[f"search/{s}"]["levels"] for s in seeds]
     levels = by_seed[0]
     if any(found != levels for found in by_seed):
         raise RuntimeError(f"{method.name} found other levels with other seeds: {by_seed}")
     kinds = [False, True] if method.kind == "searched" else [False]
     run(retrain_trial, [{"encoded": encoded, "host": host, "seed": s, "scratch": scratch, "level": level,
-                         "random": random}
+                         "random": random, "every": checkpoint_steps}
                         for level in levels for random in kinds for s in seeds
                         if f"retrain/{level}/{'random' if random else 'found'}/{s}" not in trace.done], "retrain")
 

@@ -11,6 +11,7 @@ from ctrmodels import metrics
 from ctrmodels.archspec import ArchSpec, Cost
 from ctrmodels.data.dataset import Rows
 from ctrmodels.search.base import Host, SearchRows
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import FitResult, fit, predict, seed_everything
 from ctrmodels.zoo import CTRModel
 
@@ -52,7 +53,8 @@ def evaluate(model: CTRModel, rows: Rows) -> dict[str, float]:
     return {"auc": metrics.auc(label, score), "logloss": metrics.logloss(label, score)}
 
 
-def retrain(spec: ArchSpec, rows: SearchRows, valid: Rows, host: Host, seed: int) -> Trained:
+def retrain(spec: ArchSpec, rows: SearchRows, valid: Rows, host: Host, seed: int,
+            checkpoint: Checkpoint | None = None) -> Trained:
     """Train the network of ``spec`` from scratch on ``train`` and ``arch``, stop on ``valid``.
 
     ``arch`` served the search; once the architecture is fixed its rows are training rows like any others.
@@ -69,5 +71,5 @@ def retrain(spec: ArchSpec, rows: SearchRows, valid: Rows, host: Host, seed: int
     def auc(scores: dict[str, np.ndarray], _: Rows) -> float:
         return metrics.auc(label, scores[f"{host.objective}@all"][there])
 
-    result = fit(model, rows.both(), valid, replace(host.train, seed=seed), auc)
+    result = fit(model, rows.both(), valid, replace(host.train, seed=seed), auc, checkpoint)
     return Trained(model, evaluate(model, valid), model.cost(), result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,38 @@ class Checkpoint:
                              "delete the file; the training then starts afresh")
         return tensors, document
 
+    def load_of(self, whose: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """:meth:`load`, of what says of itself that it is ``whose``: a document saved under that name.
+
+        Raises:
+            InputError: the file is damaged, or another's.
+        """
+        found = self.load()
+        if found is not None:
+            theirs, mine = found[1]["whose"], json.loads(json.dumps(whose))
+            for key in mine:
+                if theirs.get(key) != mine[key]:
+                    raise InputError(self.path, key, theirs.get(key), f"this training has {mine[key]}",
+                                     "delete the file, or train as it was begun")
+        return found
+
     def remove(self) -> None:
         """Forget the state: the training is done."""
         self.path.unlink(missing_ok=True)
+
+
+def flatten(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """``PART/NAME`` → tensor of every part's tensors."""
+    return {f"{part}/{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What :func:`flatten` was given; a part without tensors is empty."""
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    return parts
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

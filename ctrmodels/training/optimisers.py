@@ -178,12 +178,11 @@ class Optimisers:
 
     def parameters(self) -> list[Tensor]:
         """Everything that is trained."""
-        return [*self.weights(), *(p for part in self.architecture for group in part.param_groups
-                                   for p in group["params"])]
+        return [p for part in self._all for p in _parameters(part)]
 
     def weights(self) -> list[Tensor]:
         """The same without a search's architecture."""
-        return [p for part in self.parts for group in part.param_groups for p in group["params"]]
+        return [p for part in self.parts for p in _parameters(part)]
 
     def scale(self, factor: float) -> None:
         """Set every learning rate to ``factor`` times its configured value."""
@@ -199,26 +198,34 @@ class Optimisers:
 
     def step(self) -> None:
         """Update all parameters from their gradients."""
-        for part in (*self.parts, *self.architecture):
+        for part in self._all:
             part.step()
+
+    @property
+    def _all(self) -> list[torch.optim.Optimizer]:
+        return [*self.parts, *self.architecture]
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs, as named tensors."""
         return {f"{i}.{index}.{name}": value
-                for i, part in enumerate(self.parts)
-                for index, entry in part.state_dict()["state"].items()
-                for name, value in entry.items()}
+                for i, part in enumerate(self._all)
+                for index, parameter in enumerate(_parameters(part))
+                for name, value in part.state.get(parameter, {}).items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`state` gave."""
-        for i, part in enumerate(self.parts):
-            document = part.state_dict()
-            document["state"] = {}
-            for key, value in state.items():
-                number, index, name = key.split(".", 2)
-                if int(number) == i:
-                    document["state"].setdefault(int(index), {})[name] = value.clone()
-            part.load_state_dict(document)
+        places = [_parameters(part) for part in self._all]
+        for part in self._all:
+            part.state.clear()
+        for key, value in state.items():
+            number, index, name = key.split(".", 2)
+            parameter = places[int(number)][int(index)]
+            # Not by load_state_dict, which would turn whole numbers into the parameter's type.
+            self._all[int(number)].state[parameter][name] = value.to(parameter.device, copy=True)
+
+
+def _parameters(part: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in part.param_groups for p in group["params"]]
 
 
 def _table_optimiser(name: TableOptimiser, tables_: Sequence[Tensor], rate: float) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -19,9 +19,8 @@ from tqdm import tqdm
 from ctrmodels import ranks
 from ctrmodels.data.dataset import Batch, Rows
 from ctrmodels.data.loader import Loader
-from ctrmodels.errors import InputError
 from ctrmodels.nn.towers import MLP
-from ctrmodels.training.checkpoint import Checkpoint
+from ctrmodels.training.checkpoint import Checkpoint, flatten, unflatten
 from ctrmodels.training.optimisers import Optimisers, TableOptimiser, clip_norm
 
 log = logging.getLogger(__name__)
@@ -205,6 +204,24 @@ class Trainer:
         for batch in loader.epoch(epoch, skip):
             yield Step(self.step(batch), len(batch), self.taken)
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, the state of random numbers with it; :meth:`load` restores it."""
+        found = flatten({"model": self.network.state_dict(), "optimiser": self.optimisers.state()})
+        found |= {"taken": torch.tensor(self.taken), "random": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            found["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        return found
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        parts = unflatten(state)
+        self.network.load_state_dict(parts["model"])
+        self.optimisers.load(parts["optimiser"])
+        self.taken = int(state["taken"])
+        torch.set_rng_state(state["random"])
+        if "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+
     def _rate(self) -> float:
         """What the schedule multiplies the learning rates with at the coming step."""
         done = self.taken / max(self.planned, 1)
@@ -226,45 +243,22 @@ class _Progress:
         self.best: dict[str, Tensor] = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        parts = {"model": self.trainer.network.state_dict(), "best": self.best,
-                 "optimiser": self.trainer.optimisers.state(),
-                 "": {"total": self.total, "random": torch.get_rng_state()}}
-        if self.trainer.device.type == "cuda":
-            parts[""]["random_cuda"] = torch.cuda.get_rng_state(self.trainer.device)
-        return {f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()}
+        return flatten({"trainer": self.trainer.state(), "best": self.best, "loss": {"total": self.total}})
 
     def document(self) -> dict[str, Any]:
-        return {"config": asdict(self.trainer.config), "epoch": self.epoch, "step": self.step,
-                "taken": self.trainer.taken, "result": asdict(self.result)}
+        return {"whose": asdict(self.trainer.config), "epoch": self.epoch, "step": self.step,
+                "result": asdict(self.result)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        found = checkpoint.load()
+        found = checkpoint.load_of(asdict(self.trainer.config))
         if found is None:
             return
-        tensors, document = found
-        mine = json_like(asdict(self.trainer.config))
-        if document["config"] != mine:
-            key = next(k for k in mine if document["config"].get(k) != mine[k])
-            raise InputError(checkpoint.path, key, document["config"].get(key), f"this training has {mine[key]}",
-                             "delete the file, or train as it was begun")
-        named: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}, "": {}}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
-            named[part][name] = tensor
-        self.trainer.network.load_state_dict(named["model"])
-        self.trainer.optimisers.load(named["optimiser"])
-        self.best = {k: t.to(self.trainer.device) for k, t in named["best"].items()}
-        self.total = named[""]["total"].to(self.trainer.device)
-        torch.set_rng_state(named[""]["random"])
-        if "random_cuda" in named[""]:
-            torch.cuda.set_rng_state(named[""]["random_cuda"], self.trainer.device)
-        self.epoch, self.step, self.trainer.taken = document["epoch"], document["step"], document["taken"]
+        parts, document = unflatten(found[0]), found[1]
+        self.trainer.load(parts["trainer"])
+        self.best = {k: t.to(self.trainer.device) for k, t in parts["best"].items()}
+        self.total = parts["loss"]["total"].to(self.trainer.device)
+        self.epoch, self.step = document["epoch"], document["step"]
         self.result = FitResult(**document["result"])
-
-
-def json_like(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` as JSON gives it back: tuples become lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
 
 def fit(model: Model, train: Rows, valid: Rows, config: TrainConfig, metric: Metric,

@@ -12,7 +12,7 @@ from ctrmodels.nn.attention import FieldAttention
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FirstOrder
 from ctrmodels.nn.towers import MLP
-from ctrmodels.zoo.base import CTRModel, without_pairs
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class AutoInt(CTRModel):
@@ -37,7 +37,7 @@ class AutoInt(CTRModel):
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (),
                  layers: int = 3, heads: int = 2, head_width: int = 32, dropout: float = 0.0, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_pairs(spec), objective, dropout, l2, embedding)
+        super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding)
         self.wide = FirstOrder(schema, 1)
         widths = [self.encoder.embedding.dim, *[heads * head_width] * layers]
         self.attention = nn.Sequential(*(FieldAttention(w, head_width, heads) for w in widths[:-1]))

@@ -18,9 +18,9 @@ from ctrmodels.nn.encoder import Encoded, FeatureEncoder, FirstOrder
 from ctrmodels.nn.losses import known_cross_entropy
 
 
-def without_pairs(spec: ArchSpec) -> ArchSpec:
+def without_interactions(spec: ArchSpec) -> ArchSpec:
     """``spec`` for a model whose interactions are its own."""
-    return replace(spec, interactions=())
+    return replace(spec, interactions=(), groups=(), tables={})
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CTRModel(nn.Module, ABC):
 
     Args:
         schema: the log.
-        spec: embedding allocation and explicit pairs.
+        spec: embedding allocation and explicit interactions.
         objective: the binary objective to predict; its positives count on all rows.
         dropout: on the features side by side.
         l2: weight of the embeddings' squared norm.
@@ -95,11 +95,9 @@ class CTRModel(nn.Module, ABC):
 
     def cost(self) -> Cost:
         """What the built model stores and computes."""
-        embedding = self.encoder.embedding
-        total = sum(p.numel() for p in self.parameters())
-        other = total - sum(p.numel() for p in embedding.parameters())
-        stored = embedding.stored_values()
+        stored, overhead, trained = self.encoder.stored()
+        other = sum(p.numel() for p in self.parameters()) - trained
         linear = sum(2 * m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
         return Cost(parameters_embedding=stored, parameters_other=other,
                     flops=linear + self.encoder.flops() + self.flops(),
-                    bytes=4 * (stored + other) + embedding.overhead_bytes())
+                    bytes=4 * (stored + other) + overhead)

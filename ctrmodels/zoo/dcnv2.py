@@ -13,7 +13,7 @@ from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded
 from ctrmodels.nn.interaction import CrossNet
 from ctrmodels.nn.towers import MLP
-from ctrmodels.zoo.base import CTRModel, without_pairs
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class DCNv2(CTRModel):
@@ -26,7 +26,7 @@ class DCNv2(CTRModel):
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  cross_layers: int = 3, dropout: float = 0.0, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_pairs(spec), objective, dropout, l2, embedding)
+        super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding)
         self.cross = CrossNet(self.encoder.width, cross_layers)
         self.deep = MLP(self.encoder.width, hidden, dropout)
         self.out = nn.Linear(self.encoder.width + self.deep.width, 1)

@@ -15,7 +15,7 @@ from ctrmodels.nn.dice import Dice
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded
 from ctrmodels.nn.towers import MLP
-from ctrmodels.zoo.base import CTRModel, without_pairs
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class DIN(CTRModel):
@@ -53,7 +53,7 @@ class DIN(CTRModel):
                  histories: Sequence[str] | None = None, attention: Sequence[int] = (36,), softmax: bool = False,
                  dice: bool = False, dropout: float = 0.0, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_pairs(spec), objective, dropout, l2, embedding)
+        super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding)
         self.histories, place = _histories(schema, histories), model_fields(schema).index
         self.places = [(place(f.name), place(f.of or f.name)) for f in self.histories]
         dim = self.encoder.embedding.dim

@@ -11,7 +11,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded
 from ctrmodels.nn.towers import MLP
-from ctrmodels.zoo.base import CTRModel, without_pairs
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class DNN(CTRModel):
@@ -22,7 +22,7 @@ class DNN(CTRModel):
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  dropout: float = 0.0, l2: float = 0.0, embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_pairs(spec), objective, dropout, l2, embedding)
+        super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding)
         self.deep = MLP(self.encoder.width, hidden, dropout, width_out=1)
 
     def score(self, encoded: Encoded) -> Tensor:

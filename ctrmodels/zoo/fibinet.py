@@ -14,7 +14,7 @@ from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FirstOrder
 from ctrmodels.nn.flat import flat_width
 from ctrmodels.nn.towers import MLP
-from ctrmodels.zoo.base import CTRModel, without_pairs
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class FiBiNET(CTRModel):
@@ -38,7 +38,7 @@ class FiBiNET(CTRModel):
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  reduction: int = 3, bilinear: BilinearType = "field_interaction", dropout: float = 0.0,
                  l2: float = 0.0, embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_pairs(spec), objective, dropout, l2, embedding)
+        super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding)
         n_fields, dim = self.encoder.n_fields, self.encoder.embedding.dim
         self.wide, self.senet = FirstOrder(schema, 1), Senet(n_fields, reduction)
         self.plain, self.weighted = (BilinearProducts(n_fields, dim, bilinear) for _ in range(2))

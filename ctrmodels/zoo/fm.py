@@ -9,7 +9,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FirstOrder
 from ctrmodels.nn.interaction import pair_inner_sum
-from ctrmodels.zoo.base import CTRModel, without_pairs
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class FM(CTRModel):
@@ -20,7 +20,7 @@ class FM(CTRModel):
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_pairs(spec), objective, l2=l2, embedding=embedding)
+        super().__init__(schema, without_interactions(spec), objective, l2=l2, embedding=embedding)
         self.wide = FirstOrder(schema, 1)
 
     def score(self, encoded: Encoded) -> Tensor:

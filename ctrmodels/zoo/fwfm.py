@@ -11,7 +11,7 @@ from ctrmodels.archspec import ArchSpec, all_pairs
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FirstOrder
-from ctrmodels.zoo.base import CTRModel
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class FwFM(CTRModel):
@@ -23,14 +23,14 @@ class FwFM(CTRModel):
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, replace(spec, interactions=all_pairs(schema)), objective, l2=l2, embedding=embedding)
+        super().__init__(schema, replace(without_interactions(spec), interactions=all_pairs(schema)), objective, l2=l2, embedding=embedding)
         self.wide = FirstOrder(schema, 1)
-        self.strength = nn.Parameter(torch.ones(self.encoder.n_pairs))
+        self.strength = nn.Parameter(torch.ones(self.encoder.n_products))
 
     def score(self, encoded: Encoded) -> Tensor:
         """[B] logits."""
-        return self.wide(encoded).squeeze(1) + encoded.pairs @ self.strength
+        return self.wide(encoded).squeeze(1) + encoded.products @ self.strength
 
     def flops(self) -> int:
         """First order and weights of pairs."""
-        return super().flops() + 2 * self.encoder.n_pairs
+        return super().flops() + 2 * self.encoder.n_products

@@ -13,7 +13,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded
 from ctrmodels.nn.towers import MLP
-from ctrmodels.zoo.base import CTRModel
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class IPNN(CTRModel):
@@ -25,9 +25,10 @@ class IPNN(CTRModel):
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  dropout: float = 0.0, l2: float = 0.0, embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, replace(spec, interactions=all_pairs(schema)), objective, dropout, l2, embedding)
-        self.deep = MLP(self.encoder.width + self.encoder.n_pairs, hidden, dropout, width_out=1)
+        super().__init__(schema, replace(without_interactions(spec), interactions=all_pairs(schema)), objective, dropout, l2,
+                         embedding)
+        self.deep = MLP(self.encoder.width + self.encoder.n_products, hidden, dropout, width_out=1)
 
     def score(self, encoded: Encoded) -> Tensor:
         """[B] logits."""
-        return self.deep(torch.cat([encoded.flat, encoded.pairs.to(encoded.flat.dtype)], 1)).squeeze(1)
+        return self.deep(torch.cat([encoded.flat, encoded.products.to(encoded.flat.dtype)], 1)).squeeze(1)

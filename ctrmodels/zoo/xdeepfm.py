@@ -12,7 +12,7 @@ from ctrmodels.nn.cin import CIN
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FirstOrder
 from ctrmodels.nn.towers import MLP
-from ctrmodels.zoo.base import CTRModel, without_pairs
+from ctrmodels.zoo.base import CTRModel, without_interactions
 
 
 class XDeepFM(CTRModel):
@@ -34,7 +34,7 @@ class XDeepFM(CTRModel):
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  cin: Sequence[int] = (32, 32), dropout: float = 0.0, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_pairs(spec), objective, dropout, l2, embedding)
+        super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding)
         self.wide, self.cin = FirstOrder(schema, 1), CIN(self.encoder.n_fields, cin)
         self.out = nn.Linear(self.cin.width, 1, bias=False)
         self.deep = MLP(self.encoder.width, hidden, dropout, width_out=1)

@@ -10,7 +10,9 @@ import numpy as np
 from ctrmodels.archspec import Alloc, ArchSpec, FieldDimMask, ValueMask
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.optimiser import GRDA, RowGRDA
+from ctrmodels.search.progress import Progress
 from ctrmodels.search.relaxation import GatedEmbedding
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -43,7 +45,7 @@ class AIMEDS:
     part: ClassVar[Part] = "embedding"
     kind: ClassVar[Kind] = "searched"
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """The dimensions whose gates are not zero at the end.
 
         Raises:
@@ -63,12 +65,15 @@ class AIMEDS:
         selection = (RowGRDA if by_value else GRDA)(
             [embedding.parameter], self.target_threshold, trainer.planned, self.gamma, self.mu)
         optimisers.add_architecture(selection)
-        found = Found({})
-        for epoch in range(self.epochs):
-            for step in trainer.epoch(train, epoch):
-                embedding.level = selection.level if by_value else 0.0
-                found.steps = step.taken
-            found.trace.append({"epoch": epoch, "threshold": round(selection.level, 6),
+        progress = Progress(self, seed, trainer, checkpoint)
+        if by_value:
+            embedding.level = selection.level
+        found = progress.found
+        for epoch in progress.epochs(self.epochs):
+            for _ in progress.steps(train):
+                if by_value:
+                    embedding.level = selection.level
+            found.trace.append({"epoch": epoch, "threshold": round(float(selection.level), 6),
                                 "kept": round(float(embedding.kept().float().mean()), 6)})
         kept = embedding.kept().cpu().numpy()
         if not kept.any():

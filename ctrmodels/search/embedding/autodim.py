@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from ctrmodels.archspec import Alloc, ArchSpec, FieldDimMask, PerField
-from ctrmodels.data.loader import endless
+from ctrmodels.data.loader import Endless
 from ctrmodels.data.schema import Schema
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.bilevel import Order, set_gradients
 from ctrmodels.search.embedding.rules import check_widths
+from ctrmodels.search.progress import Progress, Stateful
 from ctrmodels.search.relaxation import MixtureEmbedding, PrefixMixture
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -77,7 +79,7 @@ class AutoDim:
             return PerField(widths)
         return FieldDimMask(np.arange(dim) < np.array(widths)[:, None])
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """Widths of every id space.
 
         Raises:
@@ -96,17 +98,24 @@ class AutoDim:
             network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
             exclude=[choice.theta]))
         architecture = torch.optim.Adam([choice.theta], lr=self.learning_rate)
-        train, arch = trainer.loader(rows.train, seed), endless(trainer.loader(rows.arch, seed))
-        ahead = endless(trainer.loader(rows.train, seed + 1)) if self.order == "second" else None
+        train, arch = trainer.loader(rows.train, seed), Endless(trainer.loader(rows.arch, seed))
+        ahead = Endless(trainer.loader(rows.train, seed + 1)) if self.order == "second" else None
         vocab = torch.tensor([float(f.vocab) for f in schema.id_spaces], device=trainer.device)
         share = torch.outer(vocab, vocab.new_tensor(self.candidates)) / (vocab.sum() * max(self.candidates))
         planned = trainer.planned = self.epochs * train.steps(0)
         passes = {"first": 1, "second": 5}[self.order]
-        found = Found({})
-        for epoch in range(self.epochs):
-            for step in trainer.epoch(train, epoch):
-                done = step.taken / planned
-                choice.uniform, choice.temperature = done < self.warm_up, self.temperature(done)
+        parts: dict[str, Stateful] = {"architecture": Optimisers([architecture]), "arch": arch}
+        progress = Progress(self, seed, trainer, checkpoint, parts | ({"ahead": ahead} if ahead else {}))
+
+        def cool() -> None:
+            done = trainer.taken / planned
+            choice.uniform, choice.temperature = done < self.warm_up, self.temperature(done)
+
+        cool()
+        found = progress.found
+        for epoch in progress.epochs(self.epochs):
+            for step in progress.steps(train):
+                cool()
                 if not choice.uniform and step.taken % self.every == 0:
                     set_gradients([choice.theta], trainer, next(arch), next(ahead) if ahead else None,
                                   config.learning_rate)
@@ -117,7 +126,6 @@ class AutoDim:
             probability = torch.softmax(choice.theta.detach(), 1).cpu().numpy()
             found.trace.append({"epoch": epoch, "temperature": round(choice.temperature, 6),
                                 "probability": probability.round(6).tolist()})
-        found.steps += trainer.taken
         found.specs[self.name] = ArchSpec.of(
             schema, self.name, host.dim, alloc=self.allocation(choice.chosen(), host.dim), seed=seed,
             config=configuration(self))

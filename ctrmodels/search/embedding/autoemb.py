@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ from ctrmodels.nn.losses import known_cross_entropy
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.embedding.rules import by_space, check_widths
 from ctrmodels.search.popularity import PopularityMixture, bucket
+from ctrmodels.search.progress import Progress
+from ctrmodels.training.checkpoint import Checkpoint, unflatten
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
 from ctrmodels.zoo import CTRModel
@@ -65,7 +68,7 @@ class AutoEmb:
     part: ClassVar[Part] = "embedding"
     kind: ClassVar[Kind] = "searched"
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """Widths by bucket of popularity.
 
         Raises:
@@ -73,15 +76,21 @@ class AutoEmb:
         """
         seed_everything(seed)
         model, size = StreamingAutoEmb(rows.schema, host, self), host.train.batch_size
-        found = Found({})
-        for epoch in range(self.epochs):
-            model.begin()
-            found.trace.append({"epoch": epoch, "rows": "train", **model.run(stream(rows.train, size))})
-        if len(rows.arch):
-            found.trace.append({"epoch": self.epochs - 1, "rows": "arch", **model.run(stream(rows.arch, size))})
+        progress = Progress(self, seed, model.trainer, checkpoint, {"stream": model})
+        found = progress.found
+        passes = [*[("train", rows.train)] * self.epochs, *([("arch", rows.arch)] if len(rows.arch) else [])]
+        for number in progress.epochs(len(passes)):
+            name, part = passes[number]
+            if name == "train" and not progress.step:
+                model.begin()
+            for batch in islice(stream(part, size), progress.step, None):
+                before = model.decisions
+                model.step(batch)
+                found.steps += model.decisions - before
+                progress.done()
+            found.trace.append({"epoch": min(number, self.epochs - 1), "rows": name, **model.quality()})
         alloc, profile = self.allocation(model.embedding, rows)
         found.trace += profile
-        found.steps = model.trainer.taken
         found.specs[self.name] = ArchSpec.of(
             rows.schema, self.name, host.dim, alloc=alloc, seed=seed, config=configuration(self))
         return found
@@ -127,6 +136,7 @@ class StreamingAutoEmb:
     Attributes:
         embedding: the mixture, with the popularity so far.
         network: the host's network around it.
+        decisions: steps of the controllers so far.
 
     Raises:
         ValueError: a candidate exceeds the host's width, or no id space takes part.
@@ -148,6 +158,9 @@ class StreamingAutoEmb:
             exclude=self.controllers))
         self.architecture = torch.optim.Adam(self.controllers, lr=settings.learning_rate)
         self.waiting: tuple[Batch, Tensor] | None = None
+        self.decisions = 0
+        self.scores: list[Tensor] = []
+        self.labels: list[Tensor] = []
 
     def begin(self) -> None:
         """A stream begins: no id has occurred. What was learnt stays."""
@@ -166,19 +179,49 @@ class StreamingAutoEmb:
             logit = self.reader.logit
         label = batch.labels[:, self.network.column]
         self.waiting = batch, F.binary_cross_entropy_with_logits(logit, label, reduction="none")
-        return torch.sigmoid(logit)
+        score = torch.sigmoid(logit)
+        self.scores.append(score.cpu())
+        self.labels.append(label.cpu())
+        return score
 
     def run(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Go through ``batches``: ``logloss`` and ``auc`` of the predictions, each made before its batch was learnt."""
-        scores, labels = [], []
+        """Go through ``batches``, then say how good the predictions were."""
         for batch in batches:
-            scores.append(self.step(batch).cpu().numpy())
-            labels.append(batch.labels[:, self.network.column].numpy())
+            self.step(batch)
+        return self.quality()
+
+    def quality(self) -> dict[str, float]:
+        """A stream ends: ``logloss`` and ``auc`` of all predictions since the last one's end, each made before its batch
+        was learnt from."""
         self._settle()
-        score, label = np.concatenate(scores), np.concatenate(labels)
+        score, label = torch.cat(self.scores).numpy(), torch.cat(self.labels).numpy()
+        self.scores, self.labels = [], []
         known = ~np.isnan(label)
         return {"logloss": round(metrics.logloss(label[known], score[known]), 8),
                 "auc": round(metrics.auc(label[known], score[known]), 8)}
+
+    def state(self) -> dict[str, Tensor]:
+        """What the trainer does not know of: the controllers' optimiser, and the stream so far."""
+        found = {f"architecture/{k}": t for k, t in Optimisers([self.architecture]).state().items()}
+        found |= {"decisions": torch.tensor(self.decisions), "scores": torch.cat([torch.empty(0), *self.scores]),
+                  "labels": torch.cat([torch.empty(0), *self.labels])}
+        if self.waiting is not None:
+            batch, losses = self.waiting
+            found |= {f"sequence/{k}": t for k, t in batch.sequences.items()}
+            found |= {"losses": losses, "ids": batch.ids, "numeric": batch.numeric, "label": batch.labels,
+                      "position": batch.position}
+        return found
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        parts = unflatten(state)
+        Optimisers([self.architecture]).load(parts["architecture"])
+        self.decisions, self.scores, self.labels = int(state["decisions"]), [state["scores"]], [state["labels"]]
+        self.waiting = None
+        if "losses" in state:
+            device = self.trainer.device
+            batch = Batch(state["ids"], state["numeric"], dict(parts["sequence"]), state["label"], state["position"])
+            self.waiting = batch.to(device), state["losses"].to(device)
 
     def _settle(self) -> None:
         """What the last batch showed is the past."""
@@ -198,6 +241,7 @@ class StreamingAutoEmb:
             parameter.grad = gradient
         ranks.average_gradients(self.controllers)
         self.architecture.step()
+        self.decisions += 1
         return self.reader.logit
 
 

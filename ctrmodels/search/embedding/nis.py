@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, combinations, pairwise
@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from ctrmodels import metrics, ranks
 from ctrmodels.archspec import ArchSpec, PerBucket
-from ctrmodels.data.dataset import Batch
-from ctrmodels.data.loader import endless
+from ctrmodels.data.loader import Endless
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import INIT_SD, projection
 from ctrmodels.nn.rows import RowEmbedding, Touched
@@ -26,9 +25,12 @@ from ctrmodels.nn.table import Table
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.embedding.rules import by_space
 from ctrmodels.search.policy import Policy
+from ctrmodels.search.progress import Progress
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import Trainer, seed_everything
 
 Mode = Literal["single", "multi"]
+PASS = 1 / 3  # of a training step: forward alone
 FINALISTS = 32  # how many of the last actions inside the budget are compared where the most probable one is not
 
 
@@ -268,7 +270,7 @@ class NIS:
             raise ValueError(f"column_cuts {self.column_cuts} leave a slice of a width of {dim} without a column")
         return Blocks(tuple(edges), tuple(widths.tolist()), self.mode)
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """Widths of every row block of every id space.
 
         The trace has per epoch the policy's ``entropy`` at its end (nats, mean over the heads) and, after the warm-up,
@@ -295,63 +297,93 @@ class NIS:
         trainer = Trainer(network, config)
         train = trainer.loader(rows.train, seed)
         parts = max(1, round(len(rows.arch) / self.reward_rows))
-        judge = _Judge(self, trainer, embedding, blocks, budget, schema, host.objective, seed)
-        arch = endless(trainer.loader(rows.arch, seed, -(-len(rows.arch) // parts)))
+        arch = Endless(trainer.loader(rows.arch, seed, -(-len(rows.arch) // parts)))
+        judge = _Judge(self, trainer, embedding, blocks, budget, arch, host.objective, seed)
         policy = Policy(blocks.allowed, self.learning_rate, seed)
         planned = trainer.planned = self.epochs * train.steps(0)
-        inside: deque[tuple[int, ...]] = deque(maxlen=FINALISTS)
-        found = Found({})
         embedding.pick(blocks.limits(blocks.depths(policy.draw(uniform=True)[0])))
-        for epoch in range(self.epochs):
-            seen: list[tuple[float, float]] = []  # reward and cost of every judged action
-            for step in trainer.epoch(train, epoch):
+        judged = _Judged(embedding)
+        progress = Progress(self, seed, trainer, checkpoint, {"arch": arch, "policy": policy, "judged": judged})
+        found = progress.found
+        for epoch in progress.epochs(self.epochs):
+            for step in progress.steps(train):
                 warm = step.taken < self.warm_up * planned
                 if not warm and step.taken % self.every == 0:
                     actions = policy.draw(self.samples)
-                    rewards, costs = judge(next(arch), actions)
+                    rewards, costs = judge(actions)
+                    found.steps += PASS * self.samples * arch.loader.batch_size / train.batch_size
                     if not torch.isnan(rewards).any():  # the batch has both labels
                         left = 1 - (step.taken / planned - self.warm_up) / (1 - self.warm_up)
                         policy.update(actions, rewards, self.entropy * left)
-                        seen += zip(rewards.tolist(), costs, strict=True)
-                        inside += [tuple(a.tolist()) for a, c in zip(actions, costs, strict=True) if c <= budget]
+                        judged.add(actions, rewards, costs, budget)
                 embedding.pick(blocks.limits(blocks.depths(policy.draw(uniform=warm)[0])))
             found.trace.append({"epoch": epoch, "entropy": round(policy.entropy().mean().item(), 6)})
-            if seen:
-                reward, cost = np.mean(seen, 0).tolist()
+            if judged.seen:
+                reward, cost = np.mean(judged.seen, 0).tolist()
                 found.trace[-1] |= {"reward": round(reward, 6), "cost": round(cost / dense, 6)}
-        found.steps = trainer.taken
+            judged.seen.clear()
         if not policy.updates:
             raise RuntimeError(f"the policy took no step in {trainer.taken} steps: lower search_embedding.nis.every, "
                                "raise epochs, or give arch rows of both labels")
         action = policy.most_probable()
         if blocks.cost(blocks.depths(action)) > budget:
-            if not inside:
+            if not judged.inside:
                 raise RuntimeError(f"NIS drew no action inside a budget of {self.budget:g}: raise "
                                    "search_embedding.nis.penalty or search_embedding.nis.epochs")
-            finalists = torch.tensor(sorted(set(inside)))
-            action = finalists[judge(next(arch), finalists)[0].nan_to_num(-1).argmax()]
+            finalists = torch.tensor(sorted(set(judged.inside)))
+            action = finalists[judge(finalists)[0].nan_to_num(-1).argmax()]
         found.specs[self.name] = ArchSpec.of(
             schema, self.name, host.dim, alloc=blocks.alloc(blocks.depths(action)), seed=seed,
             config={**configuration(self), "candidates": blocks.candidates})
         return found
 
 
+class _Judged:
+    """What the actions of a search were worth, and which blocks live.
+
+    Attributes:
+        seen: reward and cost of every action that was judged in this epoch.
+        inside: the last actions inside the budget.
+    """
+
+    def __init__(self, embedding: BlockEmbedding) -> None:
+        self.embedding = embedding
+        self.seen: list[tuple[float, float]] = []
+        self.inside: deque[tuple[int, ...]] = deque(maxlen=FINALISTS)
+
+    def add(self, actions: Tensor, rewards: Tensor, costs: list[int], budget: float) -> None:
+        """Note ``actions`` [K, H], their ``rewards`` [K] and what they cost."""
+        self.seen += zip(rewards.tolist(), costs, strict=True)
+        self.inside += [tuple(a.tolist()) for a, c in zip(actions, costs, strict=True) if c <= budget]
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it."""
+        return {"seen": torch.tensor(self.seen, dtype=torch.float64), "inside": torch.tensor(list(self.inside)),
+                "limits": self.embedding.limits}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Be as :meth:`state` said."""
+        self.seen = [(reward, cost) for reward, cost in state["seen"].tolist()]
+        self.inside = deque(map(tuple, state["inside"].tolist()), FINALISTS)
+        self.embedding.limits.copy_(state["limits"])
+
+
 class _Judge:
-    """Rewards of actions on the same rows, by the weights as they are.
+    """Rewards of actions on the same rows, by the weights as they are. Every call takes the next rows of ``arch``.
 
     Normalisations take the statistics of these rows: running ones are a mixture over all actions.
     """
 
     def __init__(self, method: NIS, trainer: Trainer, embedding: BlockEmbedding, blocks: Blocks, budget: float,
-                 schema: Schema, objective: str, seed: int) -> None:
+                 arch: Endless, objective: str, seed: int) -> None:
         self.method, self.trainer, self.embedding, self.blocks, self.budget = method, trainer, embedding, blocks, budget
-        self.score, self.column = f"{objective}@all", schema.objective_index(objective)
-        self.rng = np.random.default_rng([seed, 0x6E6973])
+        self.arch, self.seed = arch, seed
+        self.score, self.column = f"{objective}@all", arch.loader.rows.schema.objective_index(objective)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, actions: Tensor) -> tuple[Tensor, list[int]]:
-        """Rewards float64 [K] of ``actions`` [K, H], NaN where ``batch`` lacks a label, and what they cost."""
-        batch = batch.to(self.trainer.device)
+    def __call__(self, actions: Tensor) -> tuple[Tensor, list[int]]:
+        """Rewards float64 [K] of ``actions`` [K, H], NaN where the rows lack a label, and what they cost."""
+        batch = next(self.arch).to(self.trainer.device)
         labels = batch.labels[:, self.column]
         there = ~torch.isnan(labels)
         quality = self._quality(labels[there].cpu().numpy())
@@ -372,7 +404,8 @@ class _Judge:
             return lambda _: float("nan")
         if self.method.quality == "auc":
             return lambda scores: metrics.auc(labels, scores)
-        drawn = self.rng.choice(negative, (len(positive), self.method.negatives))
+        rng = np.random.default_rng([self.seed, 0x6E6973, self.arch.epoch, self.arch.step])
+        drawn = rng.choice(negative, (len(positive), self.method.negatives))
         return lambda scores: recall(scores[positive], scores[drawn], self.method.top)
 
 

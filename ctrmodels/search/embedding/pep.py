@@ -12,7 +12,9 @@ from torch import Tensor
 from ctrmodels.archspec import ArchSpec, ValueMask
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.optimiser import CoupledAdam
+from ctrmodels.search.progress import Progress
 from ctrmodels.search.relaxation import Granularity, SoftThresholdEmbedding
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.optimisers import DenseAdam, Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -77,7 +79,7 @@ class PEP:
             selection.catch_up(torch.arange(0, len(embedding.parameter), every, device=embedding.parameter.device))
         return embedding.margins(every)
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """One mask per target that was reached, named by the target.
 
         Raises:
@@ -98,11 +100,11 @@ class PEP:
         if isinstance(selection, CoupledAdam):
             embedding.before_reading = selection.catch_up
         every = max(1, train.steps(0) // self.checks)
-        waiting = sorted(self.targets, reverse=True)
-        found, share = Found({}), 1.0
-        for epoch in range(self.epochs):
-            for step in trainer.epoch(train, epoch):
-                found.steps = step.taken
+        progress = Progress(self, seed, trainer, checkpoint)
+        found, share = progress.found, 1.0
+        waiting = sorted(self.targets, reverse=True)[len(found.specs):]
+        for epoch in progress.epochs(self.epochs):
+            for step in progress.steps(train):
                 if step.taken % every:
                     continue
                 margins = self._margins(embedding, selection, max(1, len(embedding.table.weight) // SAMPLE))
@@ -114,10 +116,10 @@ class PEP:
                     found.specs[f"{self.name}-{target:g}"] = ArchSpec.of(
                         schema, self.name, host.dim, alloc=ValueMask(largest(margins, target), start), seed=seed,
                         config={**configuration(self), "target": target})
-                    found.trace.append({"step": found.steps, "target": target, "kept": round(share, 6)})
+                    found.trace.append({"step": step.taken, "target": target, "kept": round(share, 6)})
                 if not waiting:
                     return found
-            found.trace.append({"epoch": epoch, "step": found.steps, "kept": round(share, 6)})
+            found.trace.append({"epoch": epoch, "step": trainer.taken, "kept": round(share, 6)})
         raise RuntimeError(f"PEP kept {share:.3f} of the values after {self.epochs} epochs and did not reach the "
                            f"targets {tuple(waiting)}: raise search_embedding.pep.rise")
 

@@ -11,6 +11,7 @@ from ctrmodels.archspec import ArchSpec, CentralResidual, Fusion
 from ctrmodels.data.schema import Schema
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.embedding.interests import interest_domains, interest_graph
+from ctrmodels.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ResEmbedding:
     part: ClassVar[Part] = "embedding"
     kind: ClassVar[Kind] = "searched"
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """One spec per fusion, all of one graph; the trace says how much of the items it covers.
 
         Raises:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ctrmodels.archspec import ArchSpec, PerBucket, PerField
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
+from ctrmodels.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class NarrowWidth:
     part: ClassVar[Part] = "embedding"
     kind: ClassVar[Kind] = "rule"
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """One spec per width.
 
         Raises:
@@ -55,7 +56,7 @@ class RareIds:
     part: ClassVar[Part] = "embedding"
     kind: ClassVar[Kind] = "rule"
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """One spec per threshold."""
         found = Found({})
         for threshold in self.thresholds:
@@ -87,7 +88,7 @@ class FrequencyRule:
     part: ClassVar[Part] = "embedding"
     kind: ClassVar[Kind] = "rule"
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """One spec per share.
 
         Raises:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ctrmodels.archspec import ArchSpec, all_pairs
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows
+from ctrmodels.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class AllPairs:
     part: ClassVar[Part] = "interaction"
     kind: ClassVar[Kind] = "control"
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """The unsearched interactions."""
         spec = ArchSpec.of(rows.schema, self.name, host.dim, interactions=all_pairs(rows.schema), seed=seed)
         return Found({self.name: spec})

@@ -8,6 +8,8 @@ from typing import ClassVar
 from ctrmodels.archspec import ArchSpec, all_pairs
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.optimiser import GRDA
+from ctrmodels.search.progress import Progress
+from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
 from ctrmodels.zoo import AutoDeepFM
@@ -48,7 +50,7 @@ class AutoFIS:
             raise ValueError(f"AutoFIS needs a host with gated pairs: autodeepfm, not {host.model}")
         return network
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """The pairs whose gate is not zero at the end; none, if no pair helps or the threshold is too high."""
         seed_everything(seed)
         config = host.train
@@ -61,11 +63,12 @@ class AutoFIS:
         selection = GRDA([gates], self.target_threshold, self.epochs * train.steps(0), self.gamma, self.mu)
         trainer.planned = self.epochs * train.steps(0)
         optimisers.add_architecture(selection)
-        found = Found({})
-        for epoch in range(self.epochs):
-            for step in trainer.epoch(train, epoch):
-                found.steps = step.taken
-            found.trace.append({"epoch": epoch, "threshold": round(selection.threshold(selection.t), 6),
+        progress = Progress(self, seed, trainer, checkpoint)
+        found = progress.found
+        for epoch in progress.epochs(self.epochs):
+            for _ in progress.steps(train):
+                pass
+            found.trace.append({"epoch": epoch, "threshold": round(float(selection.level), 6),
                                 "kept": int((gates != 0).sum())})
         strength = gates.detach().cpu().numpy()[:, 0]
         kept = tuple(replace(pair, strength=float(a))

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ctrmodels.archspec import ArchSpec, all_pairs
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows
+from ctrmodels.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Baseline:
     part: ClassVar[Part] = "interaction"
     kind: ClassVar[Kind] = "baseline"
 
-    def search(self, rows: SearchRows, host: Host, seed: int) -> Found:
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """The embedding alone decides such a model; its interactions are its own."""
         spec = ArchSpec.of(rows.schema, self.name, host.dim, interactions=all_pairs(rows.schema), seed=seed)
         return Found({self.name: spec})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctrmodels.data import Dataset, Rows
-from ctrmodels.data.loader import Loader, endless, row_bytes
+from ctrmodels.data.loader import Endless, Loader, row_bytes
 from ctrmodels.data.planted import planted_pairs
 
 LOG = planted_pairs(0, rows=10_000)
@@ -100,6 +100,6 @@ def test_too_few_rows_for_a_batch_are_refused_instead_of_waited_for(mapped: Rows
     one = Rows.of(LOG.schema, *(vars(LOG.roles["train"].parts[0])[k][:1] if k != "sequences" else {} for k in (
         "ids", "numeric", "sequences", "labels", "position", "group", "time")))
     with pytest.raises(ValueError, match="1 rows do not make a batch"):
-        next(endless(Loader(one, 100, 0)))
+        next(Endless(Loader(one, 100, 0)))
     with pytest.raises(ValueError, match="too small for 60 ranks"):
         Loader(mapped, 100, 0, ranks=60)

@@ -212,7 +212,7 @@ def test_operations_of_the_dense_part_are_those_torch_counts(rows: Rows, torch_a
         model = build(name, rows).eval()
         with FlopCounterMode(display=False) as counter:
             model(rows.take(slice(0, 10)))
-        fields, dim, pairs = model.encoder.n_fields, 4, model.encoder.n_pairs
+        fields, dim, pairs = model.encoder.n_fields, 4, model.encoder.n_products
         gram = 2 * fields * fields * dim
         ours = model.cost().flops - 2 * dim * pairs - 5 * fields
         assert counter.get_total_flops() / 10 - gram == ours

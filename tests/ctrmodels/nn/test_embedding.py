@@ -179,7 +179,7 @@ def test_pairs_are_the_inner_products_of_the_specs_fields():
     assert encoded.flat.shape == (2, encoder.width) == (2, -(-(5 * DIM + 1) // 8) * 8)
     for m, interaction in enumerate(spec(Uniform(DIM)).interactions):
         i, j = interaction.fields
-        assert torch.allclose(encoded.pairs[:, m], (encoded.fields[:, i] * encoded.fields[:, j]).sum(1))
+        assert torch.allclose(encoded.products[:, m], (encoded.fields[:, i] * encoded.fields[:, j]).sum(1))
 
 
 def test_the_penalty_is_the_squared_norm_per_row():
@@ -191,7 +191,7 @@ def test_without_interactions_the_wide_head_is_first_order():
     bare = ArchSpec.of(SCHEMA, "test", DIM, alloc=Uniform(DIM), interactions=())
     encoder, head = FeatureEncoder(SCHEMA, bare), WideHead(SCHEMA, bare, 2)
     encoded = encoder(BATCH)
-    assert encoded.pairs.shape == (2, 0)
+    assert encoded.products.shape == (2, 0)
     weights = torch.nn.init.normal_(head.weights.weight)
     expected = head.bias + weights[[0, 6, 14]].sum(0) + weights[[16, 18]].mean(0) + weights[[6, 6, 8]].mean(0)
     assert torch.allclose(head(encoded)[0], expected)

@@ -83,13 +83,13 @@ def test_the_retrained_pairs_match_all_pairs_and_beat_random_ones(fm_host):
         assert_retrains_well(stub, log, fm_host, 1)
 
 
-def test_a_threshold_that_drops_everything_leaves_a_model_without_pairs(fm_host):
+def test_a_threshold_that_drops_everything_leaves_a_model_without_interactions(fm_host):
     log = planted_pairs(0, rows=3000)
     rows = SearchRows(log.roles["train"], log.roles["arch"])
     spec = replace(SEARCH, target_threshold=1e6).search(rows, fm_host, 0).specs["autofis"]
     assert spec.interactions == ()
     assert random_control(spec, log.schema, 0).interactions == ()
-    assert retrain(spec, rows, log.roles["valid"], fm_host, 0).model.encoder.n_pairs == 0
+    assert retrain(spec, rows, log.roles["valid"], fm_host, 0).model.encoder.n_products == 0
 
 
 def test_equal_seeds_give_the_same_spec(fm_host):
