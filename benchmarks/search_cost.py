@@ -20,7 +20,7 @@ import torch
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import display_log
-from ctrmodels.search import AIMEDS, NIS, PEP, AutoDim, Host, SearchMethod, SearchRows
+from ctrmodels.search import AIMEDS, NIS, PEP, AutoDim, AutoEmb, Host, SearchMethod, SearchRows
 from ctrmodels.training import TrainConfig
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -38,14 +38,16 @@ def methods(epochs: int) -> dict[str, SearchMethod]:
         "aim_eds, field_dimension": AIMEDS(epochs=epochs, target_threshold=0.1),
         "aim_eds, value_dimension": AIMEDS(epochs=epochs, target_threshold=0.1, granularity="value_dimension"),
         "nis, multi": NIS(epochs=epochs, budget=0.9),
+        "autoemb": AutoEmb(epochs=epochs),
     }
 
 
 def plain(rows: SearchRows, host: Host, epochs: int) -> None:
-    """One training of the unsearched host, without the judging after every epoch."""
+    """One training of the unsearched host on all rows that a search is given, as controls and retrainings have it,
+    without the judging after every epoch."""
     seed_everything(0)
     trainer = Trainer(host.build(rows.schema, ArchSpec.dense(rows.schema, host.dim)), host.train)
-    loader = trainer.loader(rows.train)
+    loader = trainer.loader(rows.both())
     for epoch in range(epochs):
         for _ in trainer.epoch(loader, epoch):
             pass

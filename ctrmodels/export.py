@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ctrmodels.data.dataset import PADDING, Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.models import MultiObjectiveModel
+from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.packed import PackedTable
 from ctrmodels.nn.table import Table
 from ctrmodels.zoo.base import CTRModel
@@ -99,7 +100,7 @@ def _program(model: Model, rows: Mapping[str, np.ndarray]) -> ExportedProgram:
     encoder = served.encoder
     encoder.embedding = encoder.embedding.folded().requires_grad_(False)
     for name, table in encoder.tables.items():
-        encoder.tables[name] = table.folded().requires_grad_(False)
+        encoder.tables[name] = cast(FieldEmbedding, table).folded().requires_grad_(False)
     for parent in list(served.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Table) and child.mask is not None:

@@ -469,6 +469,59 @@ std::tuple<Tensor, Tensor> soften_backward(const Tensor& gradient, const Tensor&
   return {of_rows, of_level};
 }
 
+// Candidates [U, N * D] squashed by tanh and mixed by weights [U, N] -> [U, D], and the squashed ones.
+std::tuple<Tensor, Tensor> squash(const Tensor& candidates, const Tensor& weights) {
+  check(candidates, at::kFloat, 2, "candidates");
+  check(weights, at::kFloat, 2, "weights");
+  const int64_t u = candidates.size(0), n = weights.size(1), d = candidates.size(1) / std::max<int64_t>(n, 1);
+  TORCH_CHECK(weights.size(0) == u && n * d == candidates.size(1), "shapes do not fit");
+  Tensor mixed = at::empty({u, d}, candidates.options()), squashed = at::empty(candidates.sizes(), candidates.options());
+  const float *from = candidates.const_data_ptr<float>(), *by = weights.const_data_ptr<float>();
+  float *to = mixed.mutable_data_ptr<float>(), *kept = squashed.mutable_data_ptr<float>();
+  at::parallel_for(0, u, grain(4 * n * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const float* __restrict__ x = from + k * n * d;
+      float* __restrict__ y = kept + k * n * d;
+      float* __restrict__ out = to + k * d;
+      for (int64_t j = 0; j < n * d; ++j) y[j] = 2.0f * logistic(2.0f * x[j]) - 1.0f;
+      for (int64_t j = 0; j < d; ++j) out[j] = by[k * n] * y[j];
+      for (int64_t c = 1; c < n; ++c)
+        for (int64_t j = 0; j < d; ++j) out[j] += by[k * n + c] * y[c * d + j];
+    }
+  });
+  return {mixed, squashed};
+}
+
+// Its gradients: of the candidates, and of the weights.
+std::tuple<Tensor, Tensor> squash_backward(const Tensor& gradient, const Tensor& squashed, const Tensor& weights) {
+  check(gradient, at::kFloat, 2, "gradient");
+  check(squashed, at::kFloat, 2, "squashed");
+  check(weights, at::kFloat, 2, "weights");
+  const int64_t u = squashed.size(0), n = weights.size(1), d = gradient.size(1);
+  TORCH_CHECK(gradient.size(0) == u && weights.size(0) == u && squashed.size(1) == n * d, "shapes do not fit");
+  Tensor of_candidates = at::empty(squashed.sizes(), squashed.options()),
+         of_weights = at::empty(weights.sizes(), weights.options());
+  const float *g = gradient.const_data_ptr<float>(), *y = squashed.const_data_ptr<float>(),
+              *by = weights.const_data_ptr<float>();
+  float *pull = of_candidates.mutable_data_ptr<float>(), *push = of_weights.mutable_data_ptr<float>();
+  at::parallel_for(0, u, grain(3 * n * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t c = 0; c < n; ++c) {
+        const float* __restrict__ t = y + (k * n + c) * d;
+        const float* __restrict__ h = g + k * d;
+        float* __restrict__ out = pull + (k * n + c) * d;
+        const float weight = by[k * n + c];
+        float sum = 0.0f;
+        for (int64_t j = 0; j < d; ++j) {
+          sum += h[j] * t[j];
+          out[j] = weight * h[j] * (1.0f - t[j] * t[j]);
+        }
+        push[k * n + c] = sum;
+      }
+  });
+  return {of_candidates, of_weights};
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Rows of a table by id space: cuts int64 [S + 1] says where each space's begin among the U rows, begins int32 [U] and
 // n look-ups how often each counts.
@@ -1007,6 +1060,8 @@ TORCH_LIBRARY(ctrmodels, m) {
       "row_norm_backward(Tensor gradient, Tensor x, Tensor begins, int n, Tensor cuts, Tensor scale, Tensor mean, "
       "Tensor variance, Tensor looked_up, float eps) -> (Tensor of_x, Tensor of_scale)");
   m.def("soften(Tensor table, Tensor thresholds, Tensor rows) -> (Tensor result, Tensor level)");
+  m.def("squash(Tensor candidates, Tensor weights) -> (Tensor mixed, Tensor squashed)");
+  m.def("squash_backward(Tensor gradient, Tensor squashed, Tensor weights) -> (Tensor of_candidates, Tensor of_weights)");
   m.def("soften_backward(Tensor gradient, Tensor output, Tensor level) -> (Tensor of_rows, Tensor of_level)");
   m.def("flatten(Tensor fields, Tensor numeric, int width, bool pairs, bool bf16) -> (Tensor flat, Tensor pair_sum, Tensor total)");
   m.def("flatten_backward(Tensor flat_gradient, Tensor pair_gradient, Tensor fields, Tensor total) -> Tensor");
@@ -1037,6 +1092,8 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("row_norm_backward", row_norm_backward);
   m.impl("soften", soften);
   m.impl("soften_backward", soften_backward);
+  m.impl("squash", squash);
+  m.impl("squash_backward", squash_backward);
   m.impl("flatten", flatten);
   m.impl("flatten_backward", flatten_backward);
   m.impl("dot", dot);

@@ -32,7 +32,8 @@ class InnerProducts(nn.Module):
         place = {head: i for i, head in enumerate(heads)}
         if len(combinations[0]) == 2:
             heads, place = [], {(f,): f for f in range(n_fields)}
-        self.register_buffer("prefixes", torch.tensor(heads, dtype=torch.long).T, persistent=False)  # [p - 1, U]
+        prefixes = torch.tensor(heads, dtype=torch.long).view(len(heads), -1).mT if heads else torch.empty(0, 0).long()
+        self.register_buffer("prefixes", prefixes, persistent=False)  # [p - 1, U]
         self.register_buffer("cells", torch.tensor([place[c[:-1]] * n_fields + c[-1] for c in combinations]),
                              persistent=False)
 
@@ -135,7 +136,8 @@ class Products(nn.Module):
             if op in ("inner", "scalar_kernel"):
                 self.parts.append((InnerProducts if op == "inner" else ScalarKernels)(combinations, n_fields))
             elif op in ("vector_kernel", "outer"):
-                self.parts.append((VectorKernels if op == "vector_kernel" else OuterProducts)(combinations, dims[table]))
+                kind = VectorKernels if op == "vector_kernel" else OuterProducts
+                self.parts.append(kind(combinations, dims[table]))
             else:
                 raise ValueError(f"{op} does not give one number")
         found = torch.tensor([p for places in kinds.values() for p in places], dtype=torch.long)

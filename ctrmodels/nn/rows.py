@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -68,6 +69,10 @@ class Touched:
     def by_space(self, values: Tensor) -> Tensor:
         """[S, ...] → [U, ...]: to every row what its id space has."""
         return cast(Tensor, _BySpace.apply(values.flatten(1), self)).view(len(self.rows), *values.shape[1:])
+
+    def times(self, values: Tensor, maps: Tensor) -> Tensor:
+        """[U, I] → [U, O]: every row times the linear map of its id space, of [S, I, O]."""
+        return cast(Tensor, _SpaceMaps.apply(values.contiguous(), maps, self.cuts.tolist()))
 
     def space_sums(self, values: Tensor) -> Tensor:
         """[U, D] → [S, D]: sums over the rows of each id space."""
@@ -200,6 +205,29 @@ class _BySpace(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return _sums(gradients[0], ctx.touched), None
+
+
+class _SpaceMaps(torch.autograd.Function):
+    """Rows [U, I] times the map [I, O] of their id space; a space's rows lie side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, maps: Tensor, cuts: list[int]) -> Tensor:
+        ctx.save_for_backward(rows, maps)
+        ctx.cuts = cuts
+        out = rows.new_empty(len(rows), maps.shape[2])
+        for f, (a, b) in enumerate(pairwise(cuts)):
+            torch.mm(rows[a:b], maps[f], out=out[a:b])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, maps = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        of_rows, of_maps = torch.empty_like(rows), torch.empty_like(maps)
+        for f, (a, b) in enumerate(pairwise(ctx.cuts)):
+            torch.mm(gradient[a:b], maps[f].T, out=of_rows[a:b])
+            torch.mm(rows[a:b].T, gradient[a:b], out=of_maps[f])
+        return of_rows, of_maps, None
 
 
 class _SpaceSums(torch.autograd.Function):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ctrmodels.native import kernels
 from ctrmodels.training.optimisers import RowWise, touched
+
+Number = TypeVar("Number", float, Tensor)
 
 
 class GRDA(torch.optim.Optimizer):
@@ -40,12 +42,16 @@ class GRDA(torch.optim.Optimizer):
         for x in self.param_groups[0]["params"]:
             self.state[x]["step"] = torch.zeros((), dtype=torch.float64, device=x.device)
 
+    def threshold(self, t: Number) -> Number:
+        """g(t)."""
+        group = self.param_groups[0]
+        return cast(Number, group["c"] * group["gamma"] ** 0.5 * (t * group["gamma"]) ** group["mu"])
+
     @property
     def level(self) -> Tensor:
-        """The threshold g after the steps so far, a scalar on the gates' device."""
-        group = self.param_groups[0]
-        t = self.state[group["params"][0]]["step"]
-        return cast(Tensor, (group["c"] * group["gamma"] ** 0.5 * (t * group["gamma"]) ** group["mu"]).float())
+        """The threshold after the steps so far, a scalar on the gates' device."""
+        steps: Tensor = self.state[self.param_groups[0]["params"][0]]["step"]
+        return self.threshold(steps).float()
 
     def _count(self) -> None:
         for x in self.param_groups[0]["params"]:

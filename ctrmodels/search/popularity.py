@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ctrmodels.data.schema import Schema
+from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.embedding import INIT_SD, projection
 from ctrmodels.nn.rows import RowEmbedding, RowNorm, Touched
 from ctrmodels.nn.table import Lookup, Table
@@ -64,6 +66,28 @@ class PopularityController(nn.Module):
             return cast(Tensor, self.decide(of_bucket).index_select(0, place))
         seen = self.context(torch.cat([last_alpha, last_loss], 1))
         return cast(Tensor, self.decide(of_bucket.index_select(0, place) + seen))
+
+
+def squashed_mixture(candidates: Tensor, weights: Tensor) -> Tensor:
+    """``sum_n w_n tanh(e_n)`` of N candidates side by side: [U, N * D] and [U, N] → [U, D]."""
+    if kernels(candidates, weights):
+        return cast(Tensor, _SquashedMixture.apply(candidates.contiguous(), weights.contiguous()))
+    squashed = torch.tanh(candidates).unflatten(1, (weights.shape[1], -1))  # [U, N, D]
+    return (squashed * weights.unsqueeze(2)).sum(1)
+
+
+class _SquashedMixture(torch.autograd.Function):
+    """In one pass over the candidates, and one back."""
+
+    @staticmethod
+    def forward(ctx: Any, candidates: Tensor, weights: Tensor) -> Tensor:
+        mixed, squashed = compiled().squash(candidates, weights)
+        ctx.save_for_backward(squashed, weights)
+        return cast(Tensor, mixed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], compiled().squash_backward(gradients[0].contiguous(), *ctx.saved_tensors))
 
 
 class PopularityMixture(RowEmbedding):
@@ -156,20 +180,14 @@ class PopularityMixture(RowEmbedding):
 
     def rows(self, touched: Touched) -> Tensor:
         """[U, D]."""
-        values = touched.of(self.table)
-        widths = [*self.candidates, values.shape[1] - sum(self.candidates)]
-        parts = []
-        for s, part in enumerate(values.split(touched.cuts.diff().tolist())):
-            if self.taking[s]:
-                narrow = part.split(widths, 1)
-                parts += [torch.cat([e @ p[s] for e, p in zip(narrow, self.projections, strict=False)], 1)]
-            else:
-                parts += [values.new_zeros(len(part), len(self.candidates) * self.dim)]
-        squashed = torch.tanh(self.norm(torch.cat(parts), touched, torch.ones_like(self.norm.mean))).split(self.dim, 1)
-        weights = self.alphas(touched.rows, touched.spaces).split(1, 1)
-        mixed = squashed[0] * weights[0]
-        for e, alpha in zip(squashed[1:], weights[1:], strict=True):
-            mixed = torch.addcmul(mixed, e, alpha)
+        values, n = touched.of(self.table), len(self.candidates)
+        # The candidates lie side by side, and so do their maps: one product per id space.
+        maps = torch.cat([F.pad(p, (i * self.dim, (n - 1 - i) * self.dim)) for i, p in enumerate(self.projections)], 1)
+        wide = touched.times(values[:, :sum(self.candidates)], maps)
+        wide = self.norm(wide, touched, torch.ones_like(self.norm.mean))
+        mixed = squashed_mixture(wide, self.alphas(touched.rows, touched.spaces))
+        if all(self.taking):
+            return mixed
         takes = (self.side_of >= 0).index_select(0, touched.spaces).unsqueeze(1)
         return torch.where(takes, mixed, values[:, :self.dim])
 

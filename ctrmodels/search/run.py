@@ -91,7 +91,7 @@ class Trace:
 
 def search_trial(encoded: Path, method: SearchMethod, host: Host, seed: int, scratch: Path, every: int
                  ) -> dict[str, Any]:
-    """Run ``method`` once, from where an interrupted attempt left it, and leave its specs under ``scratch/specs/SEED``."""
+    """Run ``method`` once, from where an interrupted attempt left it; its specs go to ``scratch/specs/SEED``."""
     started = time.perf_counter()
     data = Dataset(encoded, ROLES)
     checkpoint = Checkpoint(scratch / f"search-{seed}.safetensors", every)

@@ -23,7 +23,8 @@ class FwFM(CTRModel):
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, replace(without_interactions(spec), interactions=all_pairs(schema)), objective, l2=l2, embedding=embedding)
+        pairs = replace(without_interactions(spec), interactions=all_pairs(schema))
+        super().__init__(schema, pairs, objective, l2=l2, embedding=embedding)
         self.wide = FirstOrder(schema, 1)
         self.strength = nn.Parameter(torch.ones(self.encoder.n_products))
 

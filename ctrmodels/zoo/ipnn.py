@@ -25,8 +25,8 @@ class IPNN(CTRModel):
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  dropout: float = 0.0, l2: float = 0.0, embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, replace(without_interactions(spec), interactions=all_pairs(schema)), objective, dropout, l2,
-                         embedding)
+        pairs = replace(without_interactions(spec), interactions=all_pairs(schema))
+        super().__init__(schema, pairs, objective, dropout, l2, embedding)
         self.deep = MLP(self.encoder.width + self.encoder.n_products, hidden, dropout, width_out=1)
 
     def score(self, encoded: Encoded) -> Tensor:

@@ -191,8 +191,7 @@ class StreamingAutoEmb:
         return self.quality()
 
     def quality(self) -> dict[str, float]:
-        """A stream ends: ``logloss`` and ``auc`` of all predictions since the last one's end, each made before its batch
-        was learnt from."""
+        """A stream ends: ``logloss`` and ``auc`` of its predictions, each made before its batch was learnt from."""
         self._settle()
         score, label = torch.cat(self.scores).numpy(), torch.cat(self.labels).numpy()
         self.scores, self.labels = [], []

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, combinations, pairwise
-from typing import Any, ClassVar, Literal, cast
+from itertools import accumulate, combinations
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -163,30 +163,7 @@ class BlockEmbedding(RowEmbedding):
             place = column.nonzero().squeeze(1)
             values = F.embedding(touched.rows[place], cast(Table, table).weight, sparse=True)
             slices.append(values.new_zeros(len(kept), values.shape[1]).index_copy(0, place, values))
-        return cast(Tensor, _SpaceMaps.apply(torch.cat(slices, 1), self.maps, touched.cuts.tolist()))
-
-
-class _SpaceMaps(torch.autograd.Function):
-    """Rows [U, D] times the map [D, D] of their id space; a space's rows lie side by side."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, maps: Tensor, cuts: list[int]) -> Tensor:
-        ctx.save_for_backward(rows, maps)
-        ctx.cuts = cuts
-        out = torch.empty_like(rows)
-        for f, (a, b) in enumerate(pairwise(cuts)):
-            torch.mm(rows[a:b], maps[f], out=out[a:b])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        rows, maps = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        of_rows, of_maps = torch.empty_like(rows), torch.empty_like(maps)
-        for f, (a, b) in enumerate(pairwise(ctx.cuts)):
-            torch.mm(gradient[a:b], maps[f].T, out=of_rows[a:b])
-            torch.mm(rows[a:b].T, gradient[a:b], out=of_maps[f])
-        return of_rows, of_maps, None
+        return touched.times(torch.cat(slices, 1), self.maps)
 
 
 @dataclass(frozen=True)

@@ -102,13 +102,13 @@ class PEP:
         every = max(1, train.steps(0) // self.checks)
         progress = Progress(self, seed, trainer, checkpoint)
         found, share = progress.found, 1.0
+        sampled = max(1, len(embedding.table.weight) // SAMPLE)
         waiting = sorted(self.targets, reverse=True)[len(found.specs):]
         for epoch in progress.epochs(self.epochs):
             for step in progress.steps(train):
                 if step.taken % every:
                     continue
-                margins = self._margins(embedding, selection, max(1, len(embedding.table.weight) // SAMPLE))
-                share = float((margins > 1).float().mean())
+                share = float((self._margins(embedding, selection, sampled) > 1).float().mean())
                 if waiting and share <= waiting[0]:
                     margins = self._margins(embedding, selection, 1)
                 while waiting and share <= waiting[0]:
@@ -119,6 +119,7 @@ class PEP:
                     found.trace.append({"step": step.taken, "target": target, "kept": round(share, 6)})
                 if not waiting:
                     return found
+            share = float((self._margins(embedding, selection, sampled) > 1).float().mean())
             found.trace.append({"epoch": epoch, "step": trainer.taken, "kept": round(share, 6)})
         raise RuntimeError(f"PEP kept {share:.3f} of the values after {self.epochs} epochs and did not reach the "
                            f"targets {tuple(waiting)}: raise search_embedding.pep.rise")

@@ -20,6 +20,7 @@ from ctrmodels.data.planted import planted_pairs
 from ctrmodels.nn.flat import flat_width, lay_out, look_up
 from ctrmodels.nn.table import Lookup, Table
 from ctrmodels.nn.towers import MLP, LinearReLU, Logits
+from ctrmodels.search.popularity import squashed_mixture
 from ctrmodels.training import TrainConfig, fit, seed_everything
 from ctrmodels.training.optimisers import LazyAdam, RowwiseAdagrad
 from ctrmodels.zoo import DeepFM
@@ -51,7 +52,7 @@ def both(monkeypatch: pytest.MonkeyPatch, compute: Callable[[], list[Tensor]]) -
 def close(pairs: tuple[list[Tensor], list[Tensor]], tolerance: float = 1e-5) -> None:
     for ours, theirs in zip(*pairs, strict=True):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
-        largest = float(theirs.abs().max()) if theirs.numel() else 0.0
+        largest = float(theirs.detach().abs().max()) if theirs.numel() else 0.0
         assert torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance * largest)
 
 
@@ -216,6 +217,20 @@ def test_layers_leave_what_they_were_given_as_it_is(operations) -> None:
     pulled = torch.ones_like(out)
     out.backward(pulled)
     assert torch.equal(x, before) and (pulled == 1).all()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_mixtures_are_those_of_torch(operations, monkeypatch, n: int) -> None:
+    torch.manual_seed(0)
+    candidates, weights = 3 * torch.randn(200, n * WIDTH), torch.softmax(torch.randn(200, n), 1)
+    candidates[0], candidates[1] = 1e30, -1e30
+
+    def compute() -> list[Tensor]:
+        inputs = [candidates.clone().requires_grad_(), weights.clone().requires_grad_()]
+        mixed = squashed_mixture(*inputs)
+        return [mixed, *torch.autograd.grad((mixed * torch.arange(WIDTH)).sum(), inputs)]
+
+    close(both(monkeypatch, compute))
 
 
 def test_rows_of_all_columns_are_those_of_torch(operations, monkeypatch) -> None:

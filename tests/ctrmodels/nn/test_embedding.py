@@ -74,7 +74,7 @@ def test_equal_per_field_widths_are_the_uniform_embedding():
 def test_masked_values_are_zero_get_no_gradient_and_are_not_stored():
     mask = np.random.default_rng(0).random((SCHEMA.total_vocab, DIM)) < 0.5
     init = np.ones(mask.shape, np.float32)
-    embedding = build_embedding(SCHEMA, spec(ValueMask(mask, init)))
+    embedding = build_embedding(SCHEMA, ValueMask(mask, init), DIM)
     embedding(BATCH, LOOKUP).sum().backward()
     assert torch.equal(embedding.table.weight.detach(), torch.from_numpy(mask.astype(np.float32)))
     assert torch.all(embedding.table.weight.grad.to_dense()[~torch.from_numpy(mask)] == 0)
@@ -146,7 +146,7 @@ def test_buckets_that_do_not_fit_the_log_are_refused(cuts, dims, named):
 
 def test_masked_dimensions_are_zero_and_not_stored():
     mask = np.array([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]], bool)
-    embedding = build_embedding(SCHEMA, spec(FieldDimMask(mask)))
+    embedding = build_embedding(SCHEMA, FieldDimMask(mask), DIM)
     out = embedding(BATCH, LOOKUP)
     for f, s in enumerate((0, 1, 2, 3, 1)):
         assert torch.all(out[:, f, ~mask[s]] == 0)
@@ -155,14 +155,14 @@ def test_masked_dimensions_are_zero_and_not_stored():
     assert torch.equal(embedding.steps(BATCH, "tags")[0, 1][mask[3]], embedding.tables["2"].weight[7])
     assert embedding.stored_values() == 2 * 5 + 4 * 7 + 2 * 3 and embedding.flops() == 0
     with pytest.raises(ValueError, match="3 rows for 4"):
-        build_embedding(SCHEMA, spec(FieldDimMask(mask[:3])))
+        build_embedding(SCHEMA, FieldDimMask(mask[:3]), DIM)
 
 
 @pytest.mark.parametrize("alloc", [
     BUCKETS, FieldDimMask(np.array([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]], bool))],
     ids=lambda a: a.kind)
 def test_single_steps_have_the_embeddings_that_are_pooled(alloc):
-    embedding: FieldEmbedding = build_embedding(SCHEMA, spec(alloc))
+    embedding: FieldEmbedding = build_embedding(SCHEMA, alloc, DIM)
     pooled, steps = embedding(BATCH, LOOKUP), embedding.steps(BATCH, "recent")
     there = (BATCH.sequences["recent"] >= 0).unsqueeze(2)
     assert torch.allclose(pooled[:, 4], (steps * there).sum(1) / there.sum(1), atol=1e-6)
@@ -170,7 +170,7 @@ def test_single_steps_have_the_embeddings_that_are_pooled(alloc):
 
 def test_a_mask_of_another_log_is_refused():
     with pytest.raises(ValueError, match="rows"):
-        build_embedding(SCHEMA, spec(ValueMask(np.ones((3, DIM), bool))))
+        build_embedding(SCHEMA, ValueMask(np.ones((3, DIM), bool)), DIM)
 
 
 def test_pairs_are_the_inner_products_of_the_specs_fields():

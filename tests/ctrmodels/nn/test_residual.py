@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ctrmodels.archspec import ArchSpec, CentralResidual, Fusion
+from ctrmodels.allocation import CentralResidual, Fusion
+from ctrmodels.archspec import ArchSpec
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.nn.encoder import FeatureEncoder, build_embedding
 from ctrmodels.nn.residual import ResidualEmbedding
@@ -36,7 +37,7 @@ FUSIONS = get_args(Fusion)
 
 def embedding_of(fusion: Fusion, sd: float = 1.0) -> ResidualEmbedding:
     torch.manual_seed(0)
-    built = build_embedding(SCHEMA, ArchSpec.of(SCHEMA, "test", DIM, alloc=replace(GRAPH, fusion=fusion)))
+    built = build_embedding(SCHEMA, replace(GRAPH, fusion=fusion), DIM)
     assert isinstance(built, ResidualEmbedding)
     with torch.no_grad():
         for parameter in built.parameters():

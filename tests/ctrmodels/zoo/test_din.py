@@ -145,7 +145,7 @@ def embeddings() -> dict[str, FieldEmbedding]:
                    "buckets": PerBucket(((1,),) * 4, ((DIM, 2),) * 4),
                    "dimensions": FieldDimMask(np.random.default_rng(1).random((4, DIM)) < 0.5)}
     torch.manual_seed(0)
-    return {name: build_embedding(SCHEMA, ArchSpec.of(SCHEMA, "test", DIM, alloc=alloc, interactions=()))
+    return {name: build_embedding(SCHEMA, alloc, DIM)
             for name, alloc in allocations.items()}
 
 

@@ -1,0 +1,30 @@
+"""The benchmark of search costs runs every method it names, in units of a plain training."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import search_cost
+
+
+@pytest.mark.parametrize("only", ["pep", "autodim, shared, every", "aim_eds, field", "autoemb"])
+def test_a_method_is_timed_against_plain_training(only, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["search_cost", "--rows", "6000", "--epochs", "1", "--rounds", "1",
+                                      "--batch", "500", "--hidden", "8", "--precision", "fp32", "--only", only])
+    search_cost.main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["hidden"] == "8" and found["epochs"] == 1
+    (name,), (ratio,) = found["ratios"], found["ratios"].values()
+    assert name.startswith(only) and ratio > 0
+
+
+def test_an_error_of_a_search_is_not_taken_for_its_end():
+    class Broken:
+        def search(self, *_):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        search_cost.search(Broken(), None, None)
