@@ -3,10 +3,10 @@
 Every function takes one-dimensional arrays of one length and rows whose label is known: the caller drops
 rows outside the sample space. A metric that is undefined on its rows (no rows, one class only) is NaN.
 
-Metrics of ranked lists exist twice: as plain functions (:func:`gauc`, :func:`ndcg`) and as the classes
-behind them (:class:`ListAuc`, :class:`ListConcordance`, :class:`ListNdcg`), which lay the lists out once
-and then evaluate any number of score vectors on them. Ties in the scores count with their expected value under
-a random order of the tied rows, so no metric depends on the order of the rows.
+Metrics of ranked lists are classes that lay the lists out once and then evaluate any number of score vectors on
+them: :class:`ListAuc`, :class:`ListConcordance`, :class:`ListNdcg`, :class:`ListMrr`, :class:`ListValue`. For a
+single call there are :func:`gauc` and :func:`ndcg`. Ties in the scores count with their expected value under a
+random order of the tied rows, so no metric depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -204,12 +204,7 @@ class ListMetric(ABC):
         Raises:
             ValueError: a score is not finite, or their number is not that of the rows.
         """
-        scores = np.asarray(scores, np.float64)
-        if scores.shape != (self._length,):
-            raise ValueError(f"{self._length} scores expected, got shape {scores.shape}")
-        if not np.isfinite(scores).all():
-            raise ValueError("scores must be finite: NaN and infinity have no rank")
-        return self._values(scores)
+        return self._values(_rankable(scores, self._length))
 
     def average(self, values: np.ndarray) -> float:
         """Weighted mean of ``values`` [U] over the lists; NaN if the metric is undefined on all of them."""
@@ -247,12 +242,45 @@ class ListAuc(ListMetric):
         return np.divide(area, self._pairs, out=np.zeros_like(area), where=self._pairs > 0)
 
 
-class ListNdcg(ListMetric):
+class _ListDcg(ListMetric):
+    """Σ_{rank ≤ k} gain · discount of each list, over a ``norm`` that its subclasses set.
+
+    Tied rows share the discounts of their ranks, which is the expectation over their orders (McSherry and
+    Najork, ECIR 2008).
+    """
+
+    def __init__(self, labels: np.ndarray, groups: np.ndarray, k: int | None, logarithmic: bool) -> None:
+        super().__init__(labels, groups)
+        if k is not None and k < 1:
+            raise ValueError(f"k = {k}: at least 1")
+        self._sizes = np.bincount(self._unit, minlength=len(self.groups))
+        ranks = np.arange(self._sizes.max(initial=0))
+        self._discounts = 1 / np.log2(ranks + 2) if logarithmic else np.ones(len(ranks))
+        if k is not None:
+            self._discounts[k:] = 0
+        self._cumulative = np.concatenate([[0.0], np.cumsum(self._discounts)])
+
+    def _lay_out(self, gains: np.ndarray, norm: np.ndarray) -> None:
+        """Set the ``gains`` of the rows with a known label and each list's ``norm`` [U]; 0 = undefined."""
+        self._norm = norm
+        kept = norm[self._unit] > 0
+        self._gains = np.zeros(self._length)
+        self._gains[self._rows] = gains
+        self._layout = _Layout(self._rows[kept], self._unit[kept], gains[kept] != 0)
+
+    def _values(self, scores: np.ndarray) -> np.ndarray:
+        dcg = np.zeros(len(self.groups))
+        for found in self._layout.places(scores):
+            shared = self._cumulative[found.above + found.tied] - self._cumulative[found.above]
+            dcg += np.bincount(found.unit, self._gains[found.row] * shared / found.tied, len(dcg))
+        return np.divide(dcg, self._norm, out=np.zeros_like(dcg), where=self._norm > 0)
+
+
+class ListNdcg(_ListDcg):
     """NDCG@k inside each list; weight 1 for lists with a positive gain, others are skipped.
 
     DCG@k = Σ_{rank ≤ k} gain / log2(rank + 1), over that of the ideal order (Järvelin and Kekäläinen, TOIS
-    2002; Burges et al. 2005 for the gain 2^label - 1). Tied rows share the discounts of their ranks, which
-    is the expectation over their orders (McSherry and Najork, ECIR 2008).
+    2002; Burges et al. 2005 for the gain 2^label - 1). A list of one relevant row is 1 under every order.
 
     Args:
         labels: [N] graded relevance; 0 and 1 for a binary objective.
@@ -266,34 +294,72 @@ class ListNdcg(ListMetric):
 
     def __init__(self, labels: np.ndarray, groups: np.ndarray, k: int | None = None,
                  gain: Literal["exponential", "linear"] = "exponential") -> None:
-        super().__init__(labels, groups)
-        if k is not None and k < 1:
-            raise ValueError(f"k = {k}: at least 1")
+        super().__init__(labels, groups, k, logarithmic=True)
         if (self._labels < 0).any():
             raise ValueError("NDCG is defined for labels >= 0")
         gains = np.exp2(self._labels) - 1 if gain == "exponential" else self._labels
-        lists = len(self.groups)
-        longest = int(np.bincount(self._unit, minlength=1).max(initial=0))
-        discounts = 1 / np.log2(np.arange(longest) + 2)
-        if k is not None:
-            discounts[k:] = 0
-        self._cumulative = np.concatenate([[0.0], np.cumsum(discounts)])
         best_first = np.lexsort((-gains, self._unit))
         unit = self._unit[best_first]
         rank = np.arange(len(unit)) - np.searchsorted(unit, unit)
-        self._ideal = np.bincount(unit, gains[best_first] * discounts[rank], lists)
-        self.weights = (self._ideal > 0).astype(np.float64)
+        ideal = np.bincount(unit, gains[best_first] * self._discounts[rank], len(self.groups))
+        self.weights = (ideal > 0).astype(np.float64)
+        self._lay_out(gains, ideal)
+
+
+class ListValue(_ListDcg):
+    """Value per exposure: what the first k rows of each list brought, per row shown.
+
+    Σ_{rank ≤ k} discount(rank) · value over Σ_{rank ≤ min(k, rows)} discount(rank), which is also the list's
+    weight: :meth:`mean` is all value over all exposures, and is linear in the values, so the sum of several
+    objectives' is that of the summed values. On logged rows it favours the order the log was shown in, whose
+    first positions were looked at more; :mod:`ctrmodels.fusion.offpolicy` corrects that.
+
+    Args:
+        values: [N] worth of what happened, such as Σ_objectives price · label; may be negative.
+        groups: [N] list of each row.
+        k: cut-off, the length of a screen; ``None`` = the whole list, which no order changes unless discounted.
+        discount: ``none``, every exposure counts the same, or ``log``, 1 / log2(rank + 1).
+
+    Raises:
+        ValueError: k < 1.
+    """
+
+    def __init__(self, values: np.ndarray, groups: np.ndarray, k: int | None = None,
+                 discount: Literal["none", "log"] = "none") -> None:
+        super().__init__(values, groups, k, logarithmic=discount == "log")
+        self.weights = self._cumulative[self._sizes]
+        self._lay_out(self._labels, self.weights)
+
+
+class ListMrr(ListMetric):
+    """Reciprocal rank of the first relevant row of each list, whose mean is the MRR (Voorhees, TREC-8 1999).
+
+    Weight 1 for lists with a relevant row (label > 0), others are skipped. A list of one relevant row is 1
+    under every order.
+    """
+
+    def __init__(self, labels: np.ndarray, groups: np.ndarray) -> None:
+        super().__init__(labels, groups)
+        relevant = self._labels > 0
+        self.weights = (np.bincount(self._unit, relevant, len(self.groups)) > 0).astype(np.float64)
         kept = self.weights[self._unit] > 0
-        self._gains = np.zeros(self._length)
-        self._gains[self._rows] = gains
-        self._layout = _Layout(self._rows[kept], self._unit[kept], gains[kept] > 0)
+        self._layout = _Layout(self._rows[kept], self._unit[kept], relevant[kept])
 
     def _values(self, scores: np.ndarray) -> np.ndarray:
-        dcg = np.zeros(len(self.groups))
-        for found in self._layout.places(scores):
-            shared = self._cumulative[found.above + found.tied] - self._cumulative[found.above]
-            dcg += np.bincount(found.unit, self._gains[found.row] * shared / found.tied, len(dcg))
-        return np.divide(dcg, self._ideal, out=np.zeros_like(dcg), where=self._ideal > 0)
+        parts = list(self._layout.places(scores))
+        if not parts:
+            return np.zeros(len(self.groups))
+        unit, above, tied = (np.concatenate([getattr(p, name) for p in parts]) for name in ("unit", "above", "tied"))
+        first = np.full(len(self.groups), np.iinfo(np.int64).max)
+        np.minimum.at(first, unit, above)
+        best = above == first[unit]
+        tie = np.ones(len(self.groups), np.int64)
+        tie[unit[best]] = tied[best]
+        relevant = np.bincount(unit[best], minlength=len(self.groups))
+        values = np.zeros(len(self.groups))
+        lists = np.flatnonzero(relevant)
+        values[lists] = _expected_reciprocal(first[lists], tie[lists], relevant[lists])
+        return values
 
 
 class ListConcordance(ListMetric):
@@ -351,6 +417,28 @@ class RowAuc(ListMetric):
         return values
 
 
+class ListRanks:
+    """Where every row stands in its list, for any number of score vectors.
+
+    Attributes:
+        unit: [N] index of each row's list.
+        size: [U] rows of each list.
+    """
+
+    def __init__(self, groups: np.ndarray) -> None:
+        _, self.unit, self.size = np.unique(groups, return_inverse=True, return_counts=True)
+        rows = np.arange(len(self.unit))
+        self._layout = _Layout(rows, self.unit, np.ones(len(rows), bool))
+
+    def __call__(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([N], [N]): how many rows of its list score above a row, and how many equal to it, itself too.
+
+        Raises:
+            ValueError: a score is not finite, or their number is not that of the rows.
+        """
+        return self._layout.all_places(_rankable(scores, len(self.unit)))
+
+
 class _Places(NamedTuple):
     """Where rows stand in their list: ``above`` of its rows score higher, ``tied`` equal (itself too)."""
 
@@ -364,7 +452,7 @@ class _Layout:
     """Lists as blocks of equally wide, padded matrices, and the rows of interest (the relevant ones) in them.
 
     In short lists a relevant row's place is counted by comparing it with its list, which is exact with ties
-    and far cheaper than sorting where few rows are relevant; long lists are sorted.
+    and far cheaper than sorting; where many rows are relevant, all are compared at once. Long lists are sorted.
 
     Args:
         rows: [M] indices of the rows that belong to a list.
@@ -373,6 +461,7 @@ class _Layout:
     """
 
     COUNT_UP_TO = 64
+    MANY = 0.25
     CHUNK = 1 << 17
 
     def __init__(self, rows: np.ndarray, unit: np.ndarray, wanted: np.ndarray) -> None:
@@ -397,9 +486,9 @@ class _Layout:
         padded = np.append(scores, -np.inf)  # the index -1 of padding lands here
         for index, of_list, of_column, row, unit in self._blocks:
             block = padded[index]
-            if block.shape[1] > self.COUNT_UP_TO:
-                above, tied = _places_by_sorting(block)
-                yield _Places(row, unit, above[of_list, of_column], tied[of_list, of_column])
+            if block.shape[1] > self.COUNT_UP_TO or len(row) > self.MANY * block.size:
+                above, tied = (found[of_list, of_column].astype(np.int64) for found in self._places(block))
+                yield _Places(row, unit, above, tied)
                 continue
             step = self.CHUNK // block.shape[1]
             for s in (slice(i, i + step) for i in range(0, len(row), step)):
@@ -407,9 +496,36 @@ class _Layout:
                 yield _Places(row[s], unit[s], np.count_nonzero(others > own, axis=1),
                               np.count_nonzero(others == own, axis=1))
 
+    def all_places(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([N], [N]): for every row how many of its list score above it, and how many equal, itself too."""
+        padded = np.append(scores, -np.inf)
+        above, tied = np.empty((2, len(padded)), np.int64)
+        for index, *_ in self._blocks:
+            above[index], tied[index] = self._places(padded[index])
+        return above[:-1], tied[:-1]
+
+    def _places(self, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _places_by_sorting(block) if block.shape[1] > self.COUNT_UP_TO else _places_by_counting(block)
+
+
+def _places_by_counting(block: np.ndarray, lists: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """For each entry of ``block`` [G, L]: how many of its row are larger, how many equal (itself too); L < 256.
+
+    Many ``lists`` are compared at a time, but no more than the processor's cache holds.
+    """
+    above, tied = np.empty((2, *block.shape), np.uint8)
+    for s in (slice(i, i + lists) for i in range(0, len(block), lists)):
+        part = np.ascontiguousarray(block[s].T)
+        larger, equal = np.zeros((2, *part.shape), np.uint8)
+        for other in part:
+            larger += other > part
+            equal += other == part
+        above[s], tied[s] = larger.T, equal.T
+    return above, tied
+
 
 def _places_by_sorting(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each entry of ``block`` [G, L]: how many of its row are larger, how many equal (itself too)."""
+    """The same; the work grows with L log L instead of L²."""
     order = np.argsort(-block, axis=1, kind="stable")
     falling = np.take_along_axis(block, order, axis=1)
     column = np.arange(block.shape[1])
@@ -423,6 +539,25 @@ def _places_by_sorting(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     np.put_along_axis(above, order, begin, axis=1)
     np.put_along_axis(tied, order, end - begin + 1, axis=1)
     return above, tied
+
+
+def _expected_reciprocal(above: np.ndarray, tied: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """[G] mean of 1/rank of the first of ``relevant`` rows among ``tied`` rows in random order, behind ``above``."""
+    expected, none_yet = np.zeros(len(above)), np.ones(len(above))
+    for place in range(int((tied - relevant).max(initial=0)) + 1):
+        hit = np.minimum(relevant / np.maximum(tied - place, 1), 1)  # none_yet is 0 where the ties are used up
+        expected += none_yet * hit / (above + place + 1)
+        none_yet *= 1 - hit
+    return expected
+
+
+def _rankable(scores: np.ndarray, rows: int) -> np.ndarray:
+    scores = np.asarray(scores, np.float64)
+    if scores.shape != (rows,):
+        raise ValueError(f"{rows} scores expected, got shape {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite: NaN and infinity have no rank")
+    return scores
 
 
 def _pairs(n: np.ndarray) -> np.ndarray:

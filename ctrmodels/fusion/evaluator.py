@@ -8,9 +8,21 @@ from typing import Literal
 import numpy as np
 
 from ctrmodels.data.schema import Objective
-from ctrmodels.metrics import Bootstrap, Interval, ListAuc, ListConcordance, ListMetric, ListNdcg, RowAuc, interval
+from ctrmodels.errors import InputError
+from ctrmodels.metrics import (
+    Bootstrap,
+    Interval,
+    ListAuc,
+    ListConcordance,
+    ListMetric,
+    ListMrr,
+    ListNdcg,
+    ListValue,
+    RowAuc,
+    interval,
+)
 
-Metric = Literal["ndcg", "gauc"]
+Metric = Literal["ndcg", "gauc", "mrr", "value"]
 
 
 def tuning_window(groups: np.ndarray, share: float) -> np.ndarray:
@@ -31,8 +43,13 @@ class Evaluator:
     """The chosen ranking metric of every objective, for many fused scores on the same rows.
 
     ``ndcg``: NDCG@k per list; the gain is the label, for regression an amount. ``gauc``: AUC inside each list,
-    for regression the share of concordant pairs. Rows that form a single list come from a log without
-    groups; NDCG@k of it would look at k rows of all, so the metric is then the AUC over rows.
+    for regression the share of concordant pairs. ``mrr``: reciprocal rank of the first positive row. ``value``: sum
+    of the labels of the first k rows per row shown; times each label's price and summed, the value per exposure.
+
+    Rows that form a single list come from a log without groups; NDCG@k of it would look at k rows of all, so the
+    metric is then the AUC over rows. Tied scores count as a random order of them, so a constant score is worth what
+    shuffled lists are. Lists of one row have no order: ``gauc`` leaves them out, in the others they count the same
+    for every score; if there are no other lists, the log is refused.
 
     Args:
         labels: [N, M], NaN where unknown.
@@ -42,25 +59,39 @@ class Evaluator:
         k: cut-off of NDCG.
 
     Attributes:
-        name: ``ndcg@K``, ``gauc`` or ``auc``.
+        name: ``ndcg@K``, ``gauc``, ``mrr``, ``value@K`` or ``auc``.
         metrics: one per objective.
 
     Raises:
         ValueError: NDCG of a regression objective with a negative label.
+        InputError: every list has one row, or MRR of a regression objective.
     """
 
     def __init__(self, labels: np.ndarray, groups: np.ndarray, objectives: Sequence[Objective], metric: Metric,
                  k: int) -> None:
         self.objectives = tuple(objectives)
-        listless = len(np.unique(groups)) < 2
-        self.name = "auc" if listless else f"ndcg@{k}" if metric == "ndcg" else "gauc"
+        lists = len(np.unique(groups))
+        if 1 < lists == len(groups):
+            raise InputError("evaluator", "groups", f"{lists} lists of one row", "there is no order to judge",
+                             "group the rows by request or by user")
+        listless = lists < 2
+        names = {"ndcg": f"ndcg@{k}", "value": f"value@{k}"}
+        self.name = "auc" if listless else names.get(metric, metric)
 
         def build(objective: Objective, column: np.ndarray) -> ListMetric:
-            if self.name.startswith("ndcg"):
+            if listless and objective.kind == "binary":
+                return RowAuc(column)
+            if listless or metric == "gauc":
+                return (ListConcordance if objective.kind == "regression" else ListAuc)(column, groups)
+            if metric == "ndcg":
                 return ListNdcg(column, groups, k, "linear")
+            if metric == "value":
+                return ListValue(column, groups, k)
             if objective.kind == "regression":
-                return ListConcordance(column, groups)
-            return RowAuc(column) if listless else ListAuc(column, groups)
+                raise InputError("evaluator", "metric", metric,
+                                 f"{objective.name} is an amount, not relevant or irrelevant",
+                                 "choose ndcg, gauc or value")
+            return ListMrr(column, groups)
 
         self.metrics = tuple(build(o, labels[:, i]) for i, o in enumerate(self.objectives))
 

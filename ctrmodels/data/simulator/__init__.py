@@ -14,7 +14,8 @@ The model, with every symbol named, is written down in ``docs/simulator.md``.
 
 from ctrmodels.data.simulator.config import FieldPlan, Interaction, SimulatorConfig
 from ctrmodels.data.simulator.log import SimulatedBatch, Simulator
-from ctrmodels.data.simulator.truth import SimulatorTruth, expected_auc
+from ctrmodels.data.simulator.policy import position_propensity
+from ctrmodels.data.simulator.truth import SimulatorTruth, expected_auc, value_of_order
 
 __all__ = ["FieldPlan", "Interaction", "SimulatedBatch", "Simulator", "SimulatorConfig", "SimulatorTruth",
-           "expected_auc"]
+           "expected_auc", "position_propensity", "value_of_order"]

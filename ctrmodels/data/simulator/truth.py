@@ -95,3 +95,20 @@ def bayes(relevance: np.ndarray, examination: np.ndarray, cart: np.ndarray, purc
     aucs = {name: expected_auc(*parts) for name, parts in spaces.items()}
     rates = {name: float(np.average(p, weights=w)) for name, (_, p, w) in spaces.items()}
     return aucs, rates
+
+
+def value_of_order(score: np.ndarray, relevance: np.ndarray, worth: np.ndarray, examination: np.ndarray) -> float:
+    """Expected value per exposure if each shown list were ordered by ``score``, best first.
+
+    The item at position k is clicked with probability ``examination[k] * relevance``. One list at a time: a click
+    that the new order brings does not change the user's later lists.
+
+    Args:
+        score: [R, K]; ties keep the order given.
+        relevance: [R, K], probability of a click at an examined position.
+        worth: [R, K], expected value of a click on the item, such as 1 for clicks or
+            ``p_cart_given_click * p_purchase_given_cart`` for purchases.
+        examination: [K], probability that a position is examined.
+    """
+    order = np.argsort(-score, axis=1, kind="stable")
+    return float((np.take_along_axis(relevance * worth, order, axis=1) * examination).mean())

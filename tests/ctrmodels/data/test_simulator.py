@@ -6,7 +6,7 @@ import hashlib
 import json
 import tracemalloc
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
-from ctrmodels.data.simulator import FieldPlan, Interaction, Simulator, SimulatorConfig, expected_auc
+from ctrmodels.data.simulator import (
+    FieldPlan,
+    Interaction,
+    Simulator,
+    SimulatorConfig,
+    expected_auc,
+    position_propensity,
+    value_of_order,
+)
 from ctrmodels.data.simulator.cohort import Cohort
 from ctrmodels.data.simulator.policy import draw_candidates, plackett_luce
 from ctrmodels.data.simulator.world import World
@@ -386,6 +394,43 @@ def test_the_policy_puts_better_items_first_and_temperature_undoes_it() -> None:
 
     assert slope(0.3) > 0.05
     assert abs(slope(50.0)) < 0.02
+
+
+def test_position_propensities_are_those_of_all_orders_of_the_shown_set() -> None:
+    rng = np.random.default_rng(4)
+    score = rng.normal(0, 1.5, (30, 7))
+    lists = plackett_luce(np.tile(np.arange(7), (30, 1)), score, 4, rng)
+    found = position_propensity(lists.propensity_first)
+    for request, first in enumerate(lists.propensity_first):
+        chances = {o: np.prod(first[list(o)] / (1 - np.cumsum(np.r_[0, first[list(o)]])[:4]))
+                   for o in permutations(range(4))}
+        expected = [sum(c for o, c in chances.items() if o[k] == k) / sum(chances.values()) for k in range(4)]
+        assert found[request] == pytest.approx(expected, rel=1e-10)
+
+
+def test_position_propensities_of_lists_that_show_all_candidates_add_up_over_the_places() -> None:
+    score = np.random.default_rng(5).normal(size=(1, 6))
+    first = np.exp(score) / np.exp(score).sum()
+    at_first = [position_propensity(first[:, [i, *(j for j in range(6) if j != i)]])[0, 0] for i in range(6)]
+    assert at_first == pytest.approx(first[0])
+    assert position_propensity(np.full((3, 6), 1 / 6)) == pytest.approx(np.full((3, 6), 1 / 6))
+    assert position_propensity(np.full((2, 1), 0.3)).tolist() == [[1], [1]]
+    with pytest.raises(ValueError, match="13 items: at most 12"):
+        position_propensity(np.full((2, 13), 0.01))
+
+
+def test_the_value_of_the_shown_order_is_what_the_log_brings(simulated) -> None:
+    log, truth = simulated
+    whole = truth.groupby("request_id")["position"].transform("size") == 10
+    columns = {name: truth.loc[whole, name].to_numpy().reshape(-1, 10) for name in (
+        "position", "relevance", "p_cart_given_click", "examination")}
+    columns["worth"] = columns.pop("p_cart_given_click")
+    examination = columns.pop("examination")[0]
+    shown = -columns.pop("position")
+    carts = log.loc[whole, "cart"].mean()
+    assert value_of_order(shown, **columns, examination=examination) == pytest.approx(carts, rel=0.03)
+    best = value_of_order(columns["relevance"] * columns["worth"], **columns, examination=examination)
+    assert best > 1.15 * value_of_order(shown, **columns, examination=examination)
 
 
 # --- bad values ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from scipy.stats import kendalltau
 
 from ctrmodels import metrics
 from ctrmodels.fusion import Isotonic, Normaliser, Platt, Quantile
-from ctrmodels.fusion.normalisers import normaliser_from_json
+from ctrmodels.fusion.normalisers import normaliser_from_json, rank_in_list
 
 
 def miscalibrated(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -100,3 +100,86 @@ def test_what_cannot_be_fitted_or_read_is_refused() -> None:
         Quantile.fit(np.full(5, 3.0), np.zeros(5))
     with pytest.raises(ValueError, match="unknown normaliser 'softmax'"):
         normaliser_from_json({"kind": "softmax"})
+
+
+@pytest.mark.parametrize("kind", [Platt, Isotonic, Quantile])
+@pytest.mark.parametrize("scores", [np.full(3, 0.3), np.array([0.1, np.nan, 0.3]), np.array([0.1, 1, np.inf]),
+                                    np.empty(0)],
+                         ids=["constant", "nan", "infinite", "none"])
+def test_scores_that_order_nothing_or_are_no_numbers_are_refused(kind: type[Normaliser], scores: np.ndarray) -> None:
+    labels = np.arange(len(scores)) % 2
+    with pytest.raises(ValueError, match=r"same on every row|finite"):
+        kind.fit(scores, labels)
+
+
+def test_a_fitted_map_refuses_scores_that_are_no_numbers_and_a_fit_unknown_labels(window) -> None:
+    _, labels, scores = window
+    for kind in (Platt, Isotonic, Quantile):
+        with pytest.raises(ValueError, match="finite"):
+            kind.fit(scores, labels)(np.array([0.1, np.nan]))
+        with pytest.raises(ValueError, match="labels must not be NaN"):
+            kind.fit(scores[:3], np.array([0, 1, np.nan]))
+
+
+# --- down-sampled negatives
+
+
+def kept_negatives(rate: float, seed: int, n: int = 200_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True probabilities, labels, and which rows a log that keeps a share ``rate`` of the negatives has."""
+    rng = np.random.default_rng(seed)
+    p = expit(rng.normal(-3, 1, n))
+    labels = (rng.random(n) < p).astype(float)
+    return p, labels, (labels > 0) | (rng.random(n) < rate)
+
+
+def test_the_probability_of_a_model_of_sampled_rows_is_brought_back_exactly() -> None:
+    p = np.array([0.001, 0.02, 0.3, 0.9])
+    rate = 0.05
+    q = p / (p + rate * (1 - p))  # Bayes on the kept rows
+    assert Platt.of_sampling(rate)(q) == pytest.approx(p, rel=1e-12)
+    assert Platt.of_sampling(rate)(q) == pytest.approx(q / (q + (1 - q) / rate), rel=1e-12)
+    assert Platt.of_sampling(1.0)(p) == pytest.approx(p, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Platt, Isotonic])
+def test_a_calibration_fitted_on_sampled_rows_is_right_for_all_rows(kind: type[Normaliser]) -> None:
+    rate = 0.1
+    p, labels, kept = kept_negatives(rate, seed=5)
+    q = p / (p + rate * (1 - p))
+    told, untold = kind.fit(q[kept], labels[kept], rate), kind.fit(q[kept], labels[kept])
+    fresh_p, fresh, _ = kept_negatives(rate, seed=6)
+    fresh_q = fresh_p / (fresh_p + rate * (1 - fresh_p))
+    assert metrics.calibration_ratio(fresh, told(fresh_q)) == pytest.approx(1, abs=0.05)
+    assert metrics.ece(fresh, told(fresh_q)) < 0.004
+    assert metrics.calibration_ratio(fresh, untold(fresh_q)) > 3
+    whole = kind.fit(q, labels)  # with all negatives there, the calibration sees the true rate by itself
+    assert metrics.calibration_ratio(fresh, whole(fresh_q)) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.5, 1.5, np.nan])
+def test_a_sampling_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        Platt.of_sampling(rate)
+    with pytest.raises(ValueError, match="rate"):
+        Isotonic.fit(np.array([0.1, 0.2]), np.array([0, 1]), rate)
+
+
+# --- ranks
+
+
+def test_rank_in_list_is_the_share_of_the_list_that_a_row_outranks() -> None:
+    groups = np.array([7, 7, 7, 7, 2, 5, 5])
+    scores = np.array([3.0, 9, -1, 3, 8, 1e9, 2])
+    assert rank_in_list(scores, groups).tolist() == [0.5, 0.875, 0.125, 0.5, 0.5, 0.75, 0.25]
+
+
+def test_rank_in_list_forgets_all_but_the_order_and_averages_a_half() -> None:
+    rng = np.random.default_rng(8)
+    groups, scores = rng.integers(0, 90, 1000), rng.integers(0, 9, 1000) / 3
+    ranks = rank_in_list(scores, groups)
+    offset = rng.normal(0, 50, 90)[groups]
+    assert np.array_equal(rank_in_list(np.exp(scores) + offset.round(), groups), ranks)
+    means = np.bincount(groups, ranks) / np.bincount(groups)
+    assert means == pytest.approx(np.full(90, 0.5))
+    with pytest.raises(ValueError, match="finite"):
+        rank_in_list(np.array([0.1, np.nan]), np.zeros(2))
