@@ -24,7 +24,7 @@ EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
 INTERACTION_METHODS = ("all_pairs", "autofis", *BASELINES)
 HOSTS = ("autodeepfm", *(name for name in BASELINES if name not in ("lr", "din")))
-MODELS = ("shared_bottom", "esmm", "mmoe")
+MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm")
 
 
 def form(section: str, title: str) -> dict[str, Any]:
@@ -619,9 +619,20 @@ class SearchInteraction(Section):
 
 
 class Mmoe(Section):
-    """MMoE (KDD 2018): ``experts`` MLPs mixed by one softmax gate per objective."""
+    """MMoE (KDD 2018): ``experts`` MLPs mixed by one softmax gate per objective; also for omoe and mmoe_esmm."""
 
     experts: Annotated[int, Field(ge=1)] = 4
+
+
+class Ple(Section):
+    """PLE (RecSys 2020): per level ``experts`` of every objective beside ``shared_experts``, of the widths ``levels``.
+
+    ``cgc`` is a single level, whose experts have the widths ``bottom``.
+    """
+
+    experts: Annotated[int, Field(ge=1)] = 2
+    shared_experts: Annotated[int, Field(ge=1)] = 2
+    levels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 64)
 
 
 class Retrain(Section):
@@ -637,6 +648,7 @@ class Retrain(Section):
     tower: tuple[Annotated[int, Field(ge=1)], ...] = (32,)
     loss_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     mmoe: Mmoe = Mmoe()
+    ple: Ple = Ple()
 
 
 class SelectModel(Section):

@@ -47,7 +47,7 @@ def run(stage: Stage) -> None:
     schema, spec = dataset.schema, ArchSpec.load(spec_folder)
     spec.check(schema, spec_folder)
     check_labels(dataset)
-    config = model_config(stage.params)
+    config = model_config(stage.params, model_name)
     model = build_model(model_name, schema, spec, config)
 
     trials = [{"encoded": encoded, "spec_folder": spec_folder, "name": model_name, "config": config,
@@ -106,11 +106,13 @@ def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig,
     return found
 
 
-def model_config(params: Params) -> ModelConfig:
-    """The sizes that params.yaml asks for."""
+def model_config(params: Params, name: str) -> ModelConfig:
+    """The sizes that params.yaml asks for of the model ``name``."""
     r, t = params.retrain, params.training
+    experts = r.ple.experts if name in ("cgc", "ple") else r.mmoe.experts
     return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, gate_init=t.gate_init,
-                       experts=r.mmoe.experts, loss_weights=r.loss_weights)
+                       experts=experts, shared_experts=r.ple.shared_experts, levels=r.ple.levels,
+                       loss_weights=r.loss_weights)
 
 
 def check_labels(dataset: Dataset) -> None:

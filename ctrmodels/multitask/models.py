@@ -26,7 +26,7 @@ from ctrmodels.multitask.chains import Chain
 from ctrmodels.multitask.losses import cross_entropy
 from ctrmodels.multitask.regression import LogTarget
 from ctrmodels.multitask.spaces import ALL, joint_label, space_mask
-from ctrmodels.multitask.trunks import Identity, MMoE, SharedBottom, Trunk
+from ctrmodels.multitask.trunks import PLE, Identity, MMoE, OMoE, SharedBottom, Trunk
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
 from ctrmodels.nn.losses import masked_mean
 from ctrmodels.nn.towers import MLP
@@ -43,7 +43,9 @@ class ModelConfig:
         dropout: after every hidden layer and on the encoded features.
         l2: weight of the squared norm of the embeddings that a batch touches, per row of the batch.
         gate_init: where the pairs' gates start.
-        experts: number of experts of a mixture.
+        experts: number of experts of a mixture; with experts of its own per objective, of each objective.
+        shared_experts: number of shared experts beside those.
+        levels: width of the experts of every level, where there are several.
         loss_weights: objective → weight of its loss; 1 where absent.
     """
 
@@ -53,6 +55,8 @@ class ModelConfig:
     l2: float = 0.0
     gate_init: float = 0.1
     experts: int = 4
+    shared_experts: int = 2
+    levels: tuple[int, ...] = (64, 64)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -208,6 +212,11 @@ class Blueprint:
 MODELS: Mapping[str, Blueprint] = {
     "shared_bottom": Blueprint(lambda w, k, c: SharedBottom(w, k, c.bottom, c.dropout), "independent"),
     "mmoe": Blueprint(lambda w, k, c: MMoE(w, k, c.experts, c.bottom, c.dropout), "independent"),
+    "omoe": Blueprint(lambda w, k, c: OMoE(w, k, c.experts, c.bottom, c.dropout), "independent"),
+    "cgc": Blueprint(lambda w, k, c: PLE(w, k, c.experts, c.shared_experts, [c.bottom], c.dropout), "independent"),
+    "ple": Blueprint(lambda w, k, c: PLE(w, k, c.experts, c.shared_experts, [(n,) for n in c.levels], c.dropout),
+                     "independent"),
+    "mmoe_esmm": Blueprint(lambda w, k, c: MMoE(w, k, c.experts, c.bottom, c.dropout), "esmm"),
     "esmm": Blueprint(lambda w, k, c: Identity(w, k), "esmm", deep_towers=True),
 }
 

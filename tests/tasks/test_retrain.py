@@ -154,7 +154,7 @@ def test_no_search_or_training_may_read_test(trained: Path, tmp_path: Path) -> N
     (encoded / "test" / "ids.npy").write_bytes(b"unreadable")
     params = config.parse(workspace.raw_params(), "params.yaml")
     found = retrain.train_seed(encoded, root / "outputs" / "select_interaction" / "spec", "mmoe",
-                               retrain.model_config(params), train_config(params.training), 1000, root / "seed")
+                               retrain.model_config(params, "mmoe"), train_config(params.training), 1000, root / "seed")
     assert found["metrics"] == read(out(trained) / "seeds.json")[0]["metrics"]
 
 

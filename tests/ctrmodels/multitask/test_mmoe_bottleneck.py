@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrmodels.multitask.gates import gate_report
-from ctrmodels.multitask.trunks import MMoE, SharedBottom, Trunk
+from ctrmodels.multitask.trunks import PLE, MMoE, SharedBottom, Trunk
 from ctrmodels.nn.towers import MLP
 
 SOLVED, UNSOLVED = 0.05, 0.2  # mean squared error of standardised labels
@@ -51,6 +51,8 @@ def trained_error(trunk: Trunk, seed: int, same: bool = False) -> float:
 
 def build(kind: str, seed: int) -> Trunk:
     torch.manual_seed(seed)
+    if kind == "cgc":
+        return PLE(20, 2, specific=2, shared=2, levels=[(4,)])
     return SharedBottom(20, 2, (4,)) if kind == "shared_bottom" else MMoE(20, 2, experts=8, hidden=(4,))
 
 
@@ -68,8 +70,12 @@ def divergence(trunk: Trunk, seed: int, same: bool) -> float:
     return float(gate_report(gates.detach().numpy()).divergence[0, 1])
 
 
-def test_a_mixture_solves_what_a_shared_bottom_of_the_same_width_cannot() -> None:
-    assert trained_error(build("mmoe", 0), 0) <= SOLVED
+@pytest.mark.parametrize("kind", ["mmoe", "cgc"])
+def test_a_mixture_solves_what_a_shared_bottom_of_the_same_width_cannot(kind: str) -> None:
+    assert trained_error(build(kind, 0), 0) <= SOLVED
+
+
+def test_a_shared_bottom_of_that_width_cannot() -> None:
     assert trained_error(build("shared_bottom", 0), 0) >= UNSOLVED
 
 
