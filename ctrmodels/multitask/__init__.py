@@ -5,5 +5,5 @@ from ctrmodels.multitask.checkpoint import load_model
 from ctrmodels.multitask.models import MODELS, ModelConfig, MultiObjectiveModel, build_model
 from ctrmodels.multitask.trunks import PLE, Identity, MMoE, OMoE, SharedBottom, Trunk
 
-__all__ = ["MODELS", "PLE", "Chain", "Event", "Factor", "Identity", "MMoE", "ModelConfig", "MultiObjectiveModel", "OMoE",
-           "SharedBottom", "Trunk", "build_model", "esmm", "independent", "load_model"]
+__all__ = ["MODELS", "PLE", "Chain", "Event", "Factor", "Identity", "MMoE", "ModelConfig", "MultiObjectiveModel",
+           "OMoE", "SharedBottom", "Trunk", "build_model", "esmm", "independent", "load_model"]

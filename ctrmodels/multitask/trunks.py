@@ -151,9 +151,9 @@ class OMoE(Trunk):
 class PLE(Trunk):
     """Progressive layered extraction: experts of every objective beside shared ones, level by level.
 
-    ``g_k(x) = w_k(x) S_k(x)`` with ``w_k = softmax(W_k x)``, where S_k are the outputs of the experts of objective k and
-    of the shared ones. The experts and gates of a level read what their own branch gave in the level before; the shared
-    branch mixes the experts of all branches. The last level has no shared mixture. "Progressive Layered Extraction
+    ``g_k(x) = w_k(x) S_k(x)`` with ``w_k = softmax(W_k x)``, where S_k are the outputs of the experts of objective k
+    and of the shared ones. The experts and gates of a level read what their own branch gave in the level before; the
+    shared branch mixes the experts of all branches. The last level has no shared mixture. "Progressive Layered Extraction
     (PLE): A Novel Multi-Task Learning (MTL) Model for Personalized Recommendations", RecSys 2020, equations 1-7. With a
     single level it is the paper's customised gate control (CGC).
 
@@ -202,8 +202,8 @@ class PLE(Trunk):
 class _Level(nn.Module):
     """One level of :class:`PLE`: from K + 1 states, the shared one last, to as many, or to K."""
 
-    def __init__(self, width: int, n_objectives: int, specific: int, shared: int, hidden: Sequence[int], dropout: float,
-                 mixes_shared: bool) -> None:
+    def __init__(self, width: int, n_objectives: int, specific: int, shared: int, hidden: Sequence[int],
+                 dropout: float, mixes_shared: bool) -> None:
         super().__init__()
         self.specific = nn.ModuleList(Experts(specific, width, hidden, dropout) for _ in range(n_objectives))
         self.shared = Experts(shared, width, hidden, dropout)
