@@ -1,102 +1,83 @@
 """What the crossed ids of two fields say of the label beyond what each says alone.
 
 The interaction information of "Multivariate information transmission", McGill, Psychometrika 1954,
-``I(X_i X_j; Y) - I(X_i; Y) - I(X_j; Y)``, each term estimated from counts. Estimates from counts are too high, and the
-more so the fewer rows a cell has: ids that occur once each seem to say everything. So every term is adjusted for chance
-("Information Theoretic Measures for Clusterings Comparison: Variants, Properties, Normalization and Correction for
-Chance", JMLR 2010, section 4): what labels drawn without regard to the ids would seem to say is taken away. Of n rows
-in a cell that is ``b(n) = h(p) - E h(K / n)`` with ``K ~ Binomial(n, p)``, h the entropy of a label and p the rate of
-all rows.
+``I(X_i X_j; Y) - I(X_i; Y) - I(X_j; Y)``, in nats. To second order in what ids change of a label's rate, the information
+of cells c with n_c of the N rows each is ``sum_c n_c (p_c - p)^2 / (2 N p (1 - p))``, p_c the rate of a cell and p that
+of all rows: Pearson's chi-square over 2 N.
 
-Cells of a few rows also hide what there is: of one row each, everything. A cross shows about the share
-``s = 1 - mean of b / h(p)`` of it, and that share of the single fields' information is all that is taken from it;
-otherwise every sparse cross would fall behind those that say nothing. A pair that says nothing of its own scores about
-0 however sparse it is, and one whose cells are all of one row scores 0, since nothing can be known of it.
+Put in as counted, rates overstate it, and the more so the fewer rows a cell has: ids that occur once each seem to say
+everything. Hence ``(p_c - p)^2`` is estimated by the mean product ``(y_a - p)(y_b - p)`` over all pairs of *different*
+rows a, b of the cell, which is right on average from two rows on. A cell of one row has no such pair, and nothing can be
+known of it: its rows are left out of all three terms, so that a cross is compared with what its fields say of the same
+rows. A pair of independent fields that only add up scores 0 on average, however sparse its cross is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.special import entr, xlogy
-from scipy.stats import binom
 
 from ctrmodels.search.interaction.columns import IdColumns
 
-TABULATED = 1000  # rows of a cell up to which its chance is summed exactly; the series is within 2 % from there on
 DENSE = 2**20  # cells that are counted in an array of their own; the rows of more cells are sorted
 
 
-class Information:
-    """The information of cells about one label, adjusted for chance.
+@dataclass(frozen=True)
+class Cells:
+    """The cells that have rows, C of them.
 
-    Args:
-        label: bool [n], of both values.
+    Attributes:
+        key: int64 [C], rising.
+        rows: int64 [C], how many each has.
+        deviation: float [C], the estimate of ``(p_c - p)^2``; 0 for a cell of one row.
     """
 
-    def __init__(self, label: np.ndarray) -> None:
-        self.label, self.rate = label, float(label.mean())
-        self.entropy = float(entr(self.rate) + entr(1 - self.rate))  # nats
-        sizes, positives = np.arange(TABULATED + 1)[:, None], np.arange(TABULATED + 1)[None]
-        share = np.minimum(positives / np.maximum(sizes, 1), 1.0)
-        expected = (binom.pmf(positives, sizes, self.rate) * (entr(share) + entr(1 - share))).sum(1)
-        self.tabulated = self.entropy - expected
+    key: np.ndarray
+    rows: np.ndarray
+    deviation: np.ndarray
 
-    def chance(self, sizes: np.ndarray) -> np.ndarray:
-        """b(n) of cells of n rows, in nats.
-
-        Above ``TABULATED`` rows ``1 / 2n + (1 / p + 1 / (1 - p) - 1) / 12 n^2``; "The statistical estimation of
-        entropy in the non-parametric case", Harris, 1975.
-        """
-        n = np.maximum(sizes, 1).astype(float)
-        series = 1 / (2 * n) + (1 / self.rate + 1 / (1 - self.rate) - 1) / (12 * n**2)
-        return np.where(sizes <= TABULATED, self.tabulated[np.minimum(sizes, TABULATED)], series)
-
-    def of(self, cells: np.ndarray, n: int) -> tuple[float, float]:
-        """Adjusted information in nats, and the share of the true one that it shows on average.
+    @classmethod
+    def of(cls, keys: np.ndarray, n: int, label: np.ndarray) -> Cells:
+        """Group rows by their cells.
 
         Args:
-            cells: int64 [n rows], each below ``n``.
+            keys: int64 [N], the cell of every row, below ``n``.
             n: number of cells.
+            label: bool [N].
         """
-        sizes, positives = self._counts(cells, n)
-        rows = len(self.label)
-        within = float((xlogy(sizes, sizes) - xlogy(positives, positives)
-                        - xlogy(sizes - positives, sizes - positives)).sum()) / rows
-        chance = float(sizes @ self.chance(sizes)) / rows
-        return self.entropy - within - chance, max(1 - chance / self.entropy, 0.0)
-
-    def _counts(self, cells: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and positives of every cell that has rows."""
-        marked = 2 * cells + self.label
+        marked = 2 * keys + label
         if n <= DENSE:
             counts = np.bincount(marked, minlength=2 * n).reshape(n, 2)
-            counts = counts[counts.any(1)]
-            return counts.sum(1), counts[:, 1]
-        marked.sort()
-        starts = np.flatnonzero(np.diff(marked >> 1, prepend=-1))
-        return np.diff(starts, append=len(marked)), np.add.reduceat(marked & 1, starts)
+            found = np.flatnonzero(counts.any(1))
+            rows, positives = counts[found].sum(1), counts[found, 1]
+        else:
+            marked.sort()
+            starts = np.flatnonzero(np.diff(marked >> 1, prepend=-1))
+            found = marked[starts] >> 1
+            rows, positives = np.diff(starts, append=len(marked)), np.add.reduceat(marked & 1, starts)
+        rate = label.mean()
+        summed = positives - rows * rate  # of y - p
+        squares = positives * (1 - rate) ** 2 + (rows - positives) * rate**2
+        return cls(found, rows, (summed**2 - squares) / np.maximum(rows * (rows - 1.0), 1.0) * (rows > 1))
 
 
 def crossed_information(columns: IdColumns) -> np.ndarray:
-    """[M] nats, of every pair in the order of ``all_pairs``: see the module's text.
+    """float [M], of every pair in the order of ``all_pairs``: see the module's text.
 
     One pair at a time, so that it needs a few numbers per row beside the columns.
     """
-    information = Information(columns.label)
-    alone = [information.of(column.astype(np.int64), size)
-             for column, size in zip(columns.ids, columns.sizes, strict=True)]
-    found = []
+    alone = []  # per field, the deviation of every id
+    for ids, size in zip(columns.ids, columns.sizes, strict=True):
+        cells, deviations = Cells.of(ids.astype(np.int64), size, columns.label), np.zeros(size)
+        deviations[cells.key] = cells.deviation
+        alone.append(deviations)
+    rate, found = columns.label.mean(), []
     for i, j in combinations(range(len(columns.ids)), 2):
-        together, shown = information.of(*cross(columns, i, j))
-        for value, visible in (alone[i], alone[j]):
-            together -= value * min(shown / visible, 1.0) if visible else 0.0
-        found.append(together)
-    return np.array(found)
-
-
-def cross(columns: IdColumns, i: int, j: int) -> tuple[np.ndarray, int]:
-    """int64 [n] cell of the two ids, and the number of cells."""
-    return (columns.ids[i].astype(np.int64) * columns.sizes[j] + columns.ids[j],
-            columns.sizes[i] * columns.sizes[j])
+        width = columns.sizes[j]
+        crossed = Cells.of(columns.ids[i].astype(np.int64) * width + columns.ids[j], columns.sizes[i] * width,
+                           columns.label)
+        beyond = crossed.deviation - alone[i][crossed.key // width] - alone[j][crossed.key % width]
+        found.append(float((crossed.rows * beyond)[crossed.rows > 1].sum()))
+    return np.array(found) / (2 * len(columns.label) * rate * (1 - rate))

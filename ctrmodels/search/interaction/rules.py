@@ -74,7 +74,7 @@ class SplitGain:
     shares: tuple[float, ...] = (0.5, 0.25, 0.1)
     rows: int = 1_000_000
     trees: int = 100
-    depth: int = 3
+    depth: int = 4
     learning_rate: float = 0.1
 
     name: ClassVar[str] = "split_gain"
