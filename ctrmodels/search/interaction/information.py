@@ -1,15 +1,15 @@
 """What the crossed ids of two fields say of the label beyond what each says alone.
 
 The interaction information of "Multivariate information transmission", McGill, Psychometrika 1954,
-``I(X_i X_j; Y) - I(X_i; Y) - I(X_j; Y)``, in nats. To second order in what ids change of a label's rate, the information
-of cells c with n_c of the N rows each is ``sum_c n_c (p_c - p)^2 / (2 N p (1 - p))``, p_c the rate of a cell and p that
-of all rows: Pearson's chi-square over 2 N.
+``I(X_i X_j; Y) - I(X_i; Y) - I(X_j; Y)``, in nats. To second order in what ids change of a label's rate, the
+information of cells c with n_c of the N rows each is ``sum_c n_c (p_c - p)^2 / (2 N p (1 - p))``, p_c the rate of a
+cell and p that of all rows: Pearson's chi-square over 2 N.
 
 Put in as counted, rates overstate it, and the more so the fewer rows a cell has: ids that occur once each seem to say
 everything. Hence ``(p_c - p)^2`` is estimated by the mean product ``(y_a - p)(y_b - p)`` over all pairs of *different*
-rows a, b of the cell, which is right on average from two rows on. A cell of one row has no such pair, and nothing can be
-known of it: its rows are left out of all three terms, so that a cross is compared with what its fields say of the same
-rows. A pair of independent fields that only add up scores 0 on average, however sparse its cross is.
+rows a, b of the cell, which is right on average from two rows on. A cell of one row has no such pair, and nothing can
+be known of it: its rows are left out of all three terms, so that a cross is compared with what its fields say of the
+same rows. A pair of independent fields that only add up scores about 0, however sparse its cross is.
 """
 
 from __future__ import annotations

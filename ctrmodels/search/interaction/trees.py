@@ -1,15 +1,15 @@
 """Which fields boosted trees split on together.
 
-As in "Accurate Intelligible Models with Pairwise Interactions", KDD 2013, section 3, an additive model comes first: trees
-that each split on one field alone. Trees that may cross fields go on from there, so that what they gain is mostly what
-single fields could not. In these a split's gain is shared equally by the pairs of its field with each other field that
-its ancestors, the splits on the path from the root, have split on; a split whose ancestors are all of its own field, as
-a root's, counts for no pair.
+As in "Accurate Intelligible Models with Pairwise Interactions", KDD 2013, section 3, an additive model comes first:
+trees that each split on one field alone. Trees that may cross fields go on from there, so that what they gain is mostly
+what single fields could not. In these a split's gain is shared equally by the pairs of its field with each other field
+that its ancestors, the splits on the path from the root, have split on; a split whose ancestors are all of its own
+field, as a root's, counts for no pair.
 
 Splits are of sets of ids, which the trees order by their gradients in the node; of numeric fields they are thresholds.
-The trees tell apart the ``IDS`` most frequent ids of a field and take the others as one, so that a pair of two long-tailed
-fields is judged by its heads. A split among many ids gains more by chance than one among few: gains are not adjusted for
-that, other than by the least number of rows in a leaf.
+The trees tell apart the ``IDS`` most frequent ids of a field and take the others as one, so that a pair of two
+long-tailed fields is judged by its heads. A split among many ids gains more by chance than one among few, and gains are
+not adjusted for that.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def pair_gains(trees: Iterable[np.ndarray], n: int) -> np.ndarray:
     """float [n, n], symmetric: the gain of every pair of features in ``trees``.
 
     Args:
-        trees: the nodes of each as scikit-learn records them, the root first: ``feature_idx``, ``gain``, ``is_leaf``,
-            ``left``, ``right``.
+        trees: the nodes of each as scikit-learn records them (it has no public name for them), the root first:
+            ``feature_idx``, ``gain``, ``is_leaf``, ``left``, ``right``.
         n: number of features.
     """
     gains = np.zeros((n, n))

@@ -131,7 +131,7 @@ def test_random_interactions_are_as_many_of_every_order_operation_and_embedding(
 
 
 def test_random_interactions_cost_the_same_and_triples_within_their_shared_products():
-    """Triples of the same first two fields compute the product of these once, so that others differ by a few of these."""
+    """Triples of the same first two fields compute these fields' product once, so that others differ by a few."""
     spec = replace(interactions_of_every_kind(), groups=())
     built = HOST.build(SCHEMA, HOST.complete(spec, SCHEMA)).cost()
     for seed in range(3):

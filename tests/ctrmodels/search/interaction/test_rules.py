@@ -147,7 +147,8 @@ def test_a_field_that_another_one_tells_adds_nothing():
     rng = np.random.default_rng(5)
     item = rng.integers(200, size=20_000)
     label = rng.random(20_000) < np.where(item % 4 == 0, 0.7, 0.3)
-    scores = crossed_information(columns(np.stack([item, item % 4, rng.integers(4, size=20_000)], 1), (200, 4, 4), label))
+    ids = np.stack([item, item % 4, rng.integers(4, size=20_000)], 1)
+    scores = crossed_information(columns(ids, (200, 4, 4), label))
     assert scores[0] < -0.9 * information(item % 4, 4, label)  # item and its genre
     assert abs(scores[2]) < 1e-3
 
