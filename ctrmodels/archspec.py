@@ -48,7 +48,8 @@ class Interaction:
             sum weighted by a learned number per interaction and dimension; ``scalar_kernel``, by one per interaction;
             ``outer``, ``prod_s <e_s, u_s>`` with learned u_1 .. u_p that all interactions of this kind share; or
             ``micronet``, a small network of its own that ``genes`` describe, which gives a vector.
-        strength: the searched gate's final value, for the report; the retraining starts gates afresh.
+        strength: the searched gate's final value, or the statistic of a rule, for the report; the retraining starts
+            gates afresh.
         table: the name of the embedding in ``ArchSpec.tables`` that it reads; empty = the network's own.
         genes: of a micronet, its operations in turn.
     """

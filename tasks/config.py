@@ -22,7 +22,7 @@ SOURCES = ("movielens-100k", "files", "simulated")
 EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim", "pep", "aim_eds", "nis",
                      "autoemb", "res_embedding")
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
-INTERACTION_METHODS = ("all_pairs", "autofis", *BASELINES)
+INTERACTION_METHODS = ("all_pairs", "no_pairs", "mutual_information", "split_gain", "autofis", *BASELINES)
 HOSTS = ("autodeepfm", *(name for name in BASELINES if name not in ("lr", "din")))
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm")
 
@@ -604,17 +604,49 @@ class AutoFis(Section):
     epochs: Annotated[int, Field(ge=1)] = 5
 
 
+class MutualInformation(Section):
+    """No search: the pairs whose crossed ids say most of the label beyond what their fields say alone.
+
+    Attributes:
+        shares: of all pairs, one candidate each.
+        rows: read at most, drawn at random.
+    """
+
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5, 0.25, 0.1)
+    rows: Annotated[int, Field(ge=2)] = 1_000_000
+
+
+class SplitGain(Section):
+    """No search: the pairs whose fields boosted trees split on together, after trees of single fields.
+
+    Attributes:
+        shares: of all pairs, one candidate each.
+        rows: read at most, drawn at random.
+        trees: of single fields, and as many more of any.
+        depth: of a tree.
+    """
+
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5, 0.25, 0.1)
+    rows: Annotated[int, Field(ge=2)] = 1_000_000
+    trees: Annotated[int, Field(ge=1)] = 100
+    depth: Annotated[int, Field(ge=2)] = 4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
 class SearchInteraction(Section):
     """Which interaction searches run, how often, and towards which objective (``null`` = the first).
 
-    Besides the control ``all_pairs`` and the searches, ``methods`` takes the names of plain models (``lr``, ``fm``,
-    ``dcnv2``, …): they are trained on the same embedding and stand on the leaderboard as baselines, never chosen.
+    Besides the control ``all_pairs``, rules of thumb (``no_pairs``, ``mutual_information``, ``split_gain``) and
+    searches, ``methods`` takes the names of plain models (``lr``, ``fm``, ``dcnv2``, …): they are trained on the same
+    embedding and stand on the leaderboard as baselines, never chosen.
     """
 
     methods: Annotated[tuple[Literal[INTERACTION_METHODS], ...],  # type: ignore[valid-type]
                        Field(min_length=1, json_schema_extra=form("Search", "Interaction searches"))]
     seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Search", "Seeds per interaction search"))] = 3
     objective: str | None = None
+    mutual_information: MutualInformation = MutualInformation()
+    split_gain: SplitGain = SplitGain()
     autofis: AutoFis = AutoFis()
 
 

@@ -114,26 +114,29 @@ def select(stage: Stage, section: SearchStage, embedding: ArchSpec | None = None
     stage.metric(f"valid.{own.metric}.sd", row["valid_sd"])
     for name in ("parameters", "parameters_embedding", "flops", "bytes"):
         stage.metric(name, row[name])
-    for cost in ("parameters_embedding", "bytes") if embedding is None else ("flops",):
+    for cost in ("parameters_embedding", "bytes") if embedding is None else ("flops", "interactions"):
         stage.figure(quality_against_cost(board, own.metric, cost))
     stage.figure(search_cost(board))
 
 
 def quality_against_cost(board: dict, metric: str, cost: str) -> Figure:
     """All candidates and controls on the same axes."""
-    labels = {"parameters_embedding": "stored embedding values", "bytes": "stored bytes", "flops": "FLOPs per row"}
+    labels = {"parameters_embedding": "stored embedding values", "bytes": "stored bytes", "flops": "FLOPs per row",
+              "interactions": "number of interactions"}
     titles = {"searched": "searched", "rule": "rule of thumb", "control": "unsearched control",
               "random": "random control of equal cost"}
+    if cost != "interactions":  # plain models have their own, which no ArchSpec counts
+        titles["baseline"] = "plain model"
     series = []
     for kind, title in titles.items():
         rows = [r for r in board["rows"] if r["kind"] == kind]
         if rows:
             series.append(Series(title, [r[cost] for r in rows], [r["valid"] for r in rows],
                                  [r["valid_sd"] for r in rows], [r["candidate"] for r in rows]))
-    name = "quality_against_bytes" if cost == "bytes" else "quality_against_cost"
+    name = f"quality_against_{cost if cost in ('bytes', 'interactions') else 'cost'}"
     return Figure(name, f"Valid {metric} against {labels[cost]}", "scatter",
-                  "Every candidate beside the unsearched model and a random choice of equal cost; bars are one "
-                  "standard deviation over the seeds.", Axis(labels[cost]), Axis(f"valid {metric}"), series)
+                  "Every candidate beside the unsearched model, rules of thumb and a random choice of equal cost; bars "
+                  "are one standard deviation over the seeds.", Axis(labels[cost]), Axis(f"valid {metric}"), series)
 
 
 def search_cost(board: dict) -> Figure:

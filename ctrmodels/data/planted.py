@@ -108,6 +108,34 @@ def planted_pairs(seed: int, rows: int = 40_000, fields: int = 10, values: int =
         "probability": encoded.by_role(p), "pairs": chosen, "effects": by_id})
 
 
+def planted_sparse(seed: int, rows: int = 40_000, small: int = 4, large: int = 4, values: int = 20, many: int = 4_000,
+                   pairs: int = 3) -> Planted:
+    """Fields of few ids, some pairs of which interact, beside fields of many ids, none of which do.
+
+    Every value of every field adds a number of its own to the logit, ``N(0, 0.5²)``. ``pairs`` of the first ``small``
+    fields, with ``values`` ids each, add ``<z_i, z_j>`` of 4 factors, scaled to unit standard deviation. The other
+    ``large`` fields have ``many`` ids, so that two of them are seldom seen together twice. A statistic of pairs must
+    not take what is seen once for information.
+
+    Truth: ``pairs``, sorted list of (i, j).
+    """
+    rng = np.random.default_rng(seed)
+    sizes = [values] * small + [many] * large
+    drawn = np.stack([rng.integers(n, size=rows) for n in sizes], axis=1)
+    logit = np.zeros(rows)
+    for f, n in enumerate(sizes):
+        logit += 0.5 * rng.standard_normal(n)[drawn[:, f]]
+    every = list(combinations(range(small), 2))
+    chosen = sorted(every[k] for k in rng.choice(len(every), pairs, replace=False))
+    for i, j in chosen:
+        left, right = rng.standard_normal((2, values, 4))
+        effect = left @ right.T
+        logit += ((effect - effect.mean()) / effect.std())[drawn[:, i], drawn[:, j]]
+    p = _sigmoid(logit)
+    encoded = _Encoded(drawn, sizes)
+    return encoded.planted((rng.random(rows) < p)[:, None], {"probability": encoded.by_role(p), "pairs": chosen})
+
+
 def planted_head(seed: int, rows: int = 40_000, fields: int = 4, values: int = 300, zipf: float = 1.2,
                  rank: int = 3, head: int = 30, scale: float = 0.9) -> Planted:
     """Zipf ids of which only the ``head`` most frequent values of each field carry information.

@@ -16,7 +16,7 @@ from ctrmodels.search.embedding import (
     StreamingAutoEmb,
     UniformWidth,
 )
-from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline
+from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline, MutualInformation, NoPairs, SplitGain
 from ctrmodels.search.trial import retrain
 
 __all__ = [
@@ -33,11 +33,14 @@ __all__ = [
     "FrequencyRule",
     "Host",
     "Interaction",
+    "MutualInformation",
     "NarrowWidth",
+    "NoPairs",
     "RareIds",
     "ResEmbedding",
     "SearchMethod",
     "SearchRows",
+    "SplitGain",
     "StreamingAutoEmb",
     "UniformWidth",
     "merge",

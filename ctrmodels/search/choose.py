@@ -79,7 +79,8 @@ def leaderboard(candidates: Sequence[Candidate], metric: str, choice: Choice) ->
     for c in sorted(candidates, key=lambda c: -sign * mean_sd(c.valid[metric])[0]):
         mean, sd = mean_sd(c.valid[metric])
         row = {"candidate": c.name, "kind": c.kind, "valid": mean, "valid_sd": sd, "seeds": list(c.seeds),
-               "chosen": c is choice.candidate, "search_steps": c.steps, "retrain_steps": c.retrain_steps}
+               "chosen": c is choice.candidate, "search_steps": c.steps, "retrain_steps": c.retrain_steps,
+               "interactions": c.interactions}
         row |= {name: float(np.mean([getattr(k, name) for k in c.costs]))
                 for name in ("parameters", "parameters_embedding", "flops", "bytes")}
         row |= {f"valid_{name}": mean_sd(v)[0] for name, v in c.valid.items()}

@@ -37,6 +37,7 @@ class Candidate:
         steps: optimiser steps of the search alone, mean over the seeds.
         retrain_steps: optimiser steps of its retraining, mean over the seeds.
         spec: folder of the best seed's ArchSpec, relative to the outcome's; ``None`` for random controls.
+        interactions: of its ArchSpec, groups included, mean over the seeds; 0 where it does not speak of them.
     """
 
     name: str
@@ -47,20 +48,22 @@ class Candidate:
     steps: float
     retrain_steps: float
     spec: str | None
+    interactions: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
         return {"name": self.name, "kind": self.kind, "seeds": list(self.seeds),
                 "valid": {k: list(v) for k, v in self.valid.items()},
                 "costs": [vars(c) for c in self.costs], "steps": self.steps,
-                "retrain_steps": self.retrain_steps, "spec": self.spec}
+                "retrain_steps": self.retrain_steps, "spec": self.spec, "interactions": self.interactions}
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> Candidate:
         """From what :meth:`document` gave."""
         return cls(raw["name"], raw["kind"], tuple(raw["seeds"]),
                    {k: tuple(v) for k, v in raw["valid"].items()},
-                   tuple(Cost(**c) for c in raw["costs"]), raw["steps"], raw["retrain_steps"], raw["spec"])
+                   tuple(Cost(**c) for c in raw["costs"]), raw["steps"], raw["retrain_steps"], raw["spec"],
+                   raw["interactions"])
 
 
 class Trace:
@@ -119,7 +122,8 @@ def retrain_trial(encoded: Path, host: Host, seed: int, scratch: Path, level: st
     trained = retrain(spec, SearchRows(data.role("train"), data.role("arch")), data.role("valid"), host, seed,
                       Checkpoint(scratch / f"{kind}-{level}-{seed}.safetensors", every))
     return {"trial": f"retrain/{level}/{kind}/{seed}", "level": level, "seed": seed,
-            "random": random, "spec": spec.id, **trained.summary(), "seconds": time.perf_counter() - started}
+            "random": random, "spec": spec.id, "interactions": len(spec.interactions or ()) + len(spec.groups),
+            **trained.summary(), "seconds": time.perf_counter() - started}
 
 
 def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[int], scratch: Path, out: Path,
@@ -168,7 +172,8 @@ def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[
                 costs=tuple(Cost(**t["cost"]) for t in trials),
                 steps=0.0 if random else search_steps,
                 retrain_steps=float(np.mean([t["steps"] for t in trials])),
-                spec=None if random else f"specs/{level}")
+                spec=None if random else f"specs/{level}",
+                interactions=float(np.mean([t["interactions"] for t in trials])))
             candidates.append(candidate)
             if not random:
                 best = int(np.argmax(candidate.valid["auc"]))

@@ -13,6 +13,7 @@ from ctrmodels.data.planted import planted_interests, planted_widths
 from ctrmodels.errors import InputError
 from tasks import config, search_embedding, search_interaction, select_embedding, select_interaction
 from tasks.runtime import manifest
+from tasks.runtime.figure import Figure
 from tasks.runtime.stage import Stage, execute
 
 
@@ -25,7 +26,8 @@ def raw_params() -> dict:
         "search_embedding": {"methods": ["uniform", "autodim", "pep"], "seeds": 2,
                              "autodim": {"candidates": [2, 8], "epochs": 2},
                              "pep": {"targets": [0.7, 0.5]}},
-        "search_interaction": {"methods": ["all_pairs", "autofis"], "seeds": 2, "autofis": {"epochs": 1}},
+        "search_interaction": {"methods": ["all_pairs", "autofis"], "seeds": 2,
+                               "autofis": {"epochs": 1, "target_threshold": 0.55}},
         "retrain": {"models": ["shared_bottom"]},
     }
 
@@ -99,6 +101,41 @@ def test_every_other_embedding_key_is_a_stage(key, tmp_path, monkeypatch):
     figures = {p.stem for p in (folder / "figures").glob("*.json")}
     assert {"training_curves", "width_by_frequency", "width_by_field"} <= figures
     assert ("envelopes" in figures) == (key == "res_embedding")
+
+
+@pytest.mark.parametrize("key", ["no_pairs", "mutual_information", "split_gain"])
+def test_every_rule_for_interactions_is_a_stage(key, workspace, monkeypatch):
+    """A level per share, without a random control, as a table and, where pairs have a score, as pictures."""
+    monkeypatch.setenv("CTRMODELS_WORKERS", "1")
+    raw = raw_params()
+    raw["search_interaction"] |= {"methods": ["all_pairs", key], "mutual_information": {"shares": [0.5, 0.1]},
+                                  "split_gain": {"shares": [0.5, 0.1], "trees": 3}}
+    folder = run(workspace, "search_interaction", search_interaction, key, raw)
+    manifest.verify(folder)
+    candidates = json.loads((folder / "candidates.json").read_text())
+    levels = {"no_pairs": 0} if key == "no_pairs" else {f"{key}-0.5": 14, f"{key}-0.1": 3}
+    assert {c["name"]: c["interactions"] for c in candidates} == levels
+    assert {c["kind"] for c in candidates} == {"rule"}
+    figures = {p.stem for p in (folder / "figures").glob("*.json")}
+    scored = {f"{figure}_{level.replace('.', '_').replace('-', '_')}" for level, n in levels.items() if n
+              for figure in ("kept", "strongest", "gates")}
+    assert figures == {"training_curves", *scored}
+
+
+def test_quality_stands_against_flops_and_the_number_of_interactions_with_the_controls(workspace):
+    shown = {cost: Figure.load(workspace / f"outputs/select_interaction/figures/quality_against_{cost}.json")
+             for cost in ("cost", "interactions")}
+    for figure in shown.values():
+        assert {s.name for s in figure.series} == {"searched", "unsearched control", "random control of equal cost"}
+    by_name = {s.name: s for s in shown["interactions"].series}
+    assert list(by_name["unsearched control"].x) == [28]
+    found = ArchSpec.load(workspace / "outputs/search_interaction/autofis/specs/autofis").interactions
+    assert by_name["searched"].x[0] == by_name["random control of equal cost"].x[0]
+    metrics = json.loads((workspace / "outputs/search_interaction/autofis/metrics.json").read_text())
+    assert metrics["autofis.interactions"] == by_name["searched"].x[0] > 0
+    assert 0 <= metrics["autofis.jaccard.order_2"] <= 1
+    kept = Figure.load(workspace / "outputs/search_interaction/autofis/figures/kept_autofis.json")
+    assert len(kept.values) == len(found)
 
 
 def test_leaderboards_show_controls_beside_every_search_and_mark_one_choice(workspace):

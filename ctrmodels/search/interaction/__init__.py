@@ -3,5 +3,6 @@
 from ctrmodels.search.interaction.all_pairs import AllPairs
 from ctrmodels.search.interaction.autofis import AutoFIS
 from ctrmodels.search.interaction.baseline import Baseline
+from ctrmodels.search.interaction.rules import MutualInformation, NoPairs, SplitGain
 
-__all__ = ["AllPairs", "AutoFIS", "Baseline"]
+__all__ = ["AllPairs", "AutoFIS", "Baseline", "MutualInformation", "NoPairs", "SplitGain"]

@@ -18,11 +18,13 @@ from ctrmodels.data.planted import (
     planted_head,
     planted_interests,
     planted_pairs,
+    planted_sparse,
     planted_stream,
     planted_widths,
 )
 
-GENERATORS = (planted_pairs, planted_head, planted_widths, planted_funnel, planted_interests, planted_stream)
+GENERATORS = (planted_pairs, planted_sparse, planted_head, planted_widths, planted_funnel, planted_interests,
+              planted_stream)
 
 
 def click_probability(planted: Planted, role: str) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,10 +12,13 @@ from ctrmodels.archspec import (
     ArchSpec,
     CentralResidual,
     FieldDimMask,
+    Group,
+    Interaction,
     PerBucket,
     PerField,
     Uniform,
     ValueMask,
+    all_combinations,
     all_pairs,
 )
 from ctrmodels.data.planted import planted_widths
@@ -95,3 +101,54 @@ def test_equal_seeds_draw_the_same_and_a_uniform_width_has_no_control():
     assert random_control(spec, SCHEMA, 3).id == random_control(spec, SCHEMA, 3).id
     with pytest.raises(ValueError):
         random_control(ArchSpec.of(SCHEMA, "x", 16, alloc=Uniform(16)), SCHEMA, 0)
+
+
+def interactions_of_every_kind() -> ArchSpec:
+    triples = all_combinations(SCHEMA, 3)
+    found = (*all_pairs(SCHEMA)[:5], *(replace(t, table="third", strength=0.3) for t in triples[::7]),
+             *(Interaction(t.fields, "vector_kernel") for t in triples[:4]),
+             *(Interaction(p.fields, "outer", table="third") for p in all_pairs(SCHEMA)[:3]),
+             *(Interaction(p.fields, "scalar_kernel") for p in all_pairs(SCHEMA)[:3]),
+             Interaction((0, 1, 2, 3), "inner"))
+    return ArchSpec.of(SCHEMA, "x", 16, interactions=found, tables={"third": Uniform(4)},
+                       groups=(Group((0, 1, 5), 2), Group((2, 3), 3, "third"), Group((4,), 1)))
+
+
+def kinds(spec: ArchSpec) -> Counter:
+    return Counter((i.op, i.order, i.table, i.genes) for i in spec.interactions)
+
+
+def test_random_interactions_are_as_many_of_every_order_operation_and_embedding():
+    spec = interactions_of_every_kind()
+    for seed in range(3):
+        draw = random_control(spec, SCHEMA, seed)
+        assert kinds(draw) == kinds(spec)
+        assert len({(i.op, i.table, i.fields) for i in draw.interactions}) == len(spec.interactions)
+        assert all(list(i.fields) == sorted(set(i.fields)) for i in draw.interactions)
+        assert {i.fields for i in draw.interactions} != {i.fields for i in spec.interactions}
+        assert draw.tables == spec.tables
+        assert [(len(g.fields), g.order, g.table) for g in draw.groups] == [(3, 2, ""), (2, 3, "third"), (1, 1, "")]
+
+
+def test_random_interactions_cost_the_same_and_triples_within_their_shared_products():
+    """Triples of the same first two fields compute these fields' product once, so that others differ by a few."""
+    spec = replace(interactions_of_every_kind(), groups=())
+    built = HOST.build(SCHEMA, HOST.complete(spec, SCHEMA)).cost()
+    for seed in range(3):
+        cost = HOST.build(SCHEMA, HOST.complete(random_control(spec, SCHEMA, seed), SCHEMA)).cost()
+        assert (cost.parameters, cost.bytes) == (built.parameters, built.bytes)
+        assert cost.flops == pytest.approx(built.flops, abs=16 * sum(i.order > 2 for i in spec.interactions))
+
+
+def test_genes_go_to_other_fields_as_they_are():
+    genes = ((1, 3), (2, 0), (4, 1))
+    spec = ArchSpec.of(SCHEMA, "x", 16, interactions=tuple(
+        Interaction(p.fields, "micronet", genes=g) for p, g in zip(all_pairs(SCHEMA), genes, strict=False)))
+    draw = random_control(spec, SCHEMA, 0)
+    assert kinds(draw) == kinds(spec)
+    assert len({i.fields for i in draw.interactions}) == 3
+
+
+def test_all_combinations_have_only_themselves_as_a_control():
+    spec = ArchSpec.of(SCHEMA, "x", 16, interactions=all_combinations(SCHEMA, 3))
+    assert {i.fields for i in random_control(spec, SCHEMA, 0).interactions} == {i.fields for i in spec.interactions}
