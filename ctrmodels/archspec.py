@@ -138,6 +138,14 @@ class ArchSpec:
     result: Mapping[str, float] = field(default_factory=dict)
     version: int = VERSION
 
+    def __post_init__(self) -> None:
+        read = {x.table for x in (*(self.interactions or ()), *self.groups)} - {MAIN}
+        if read - set(self.tables):
+            raise ValueError(f"interactions of {self.method} read embeddings that it does not have: "
+                             f"{sorted(read - set(self.tables))}")
+        if self.interactions is None and (self.groups or self.tables):
+            raise ValueError(f"{self.method} speaks of groups or their embeddings, and not of interactions")
+
     @classmethod
     def of(cls, schema: Schema, method: str, out_dim: int, **parts: Any) -> ArchSpec:
         """A spec for the log that ``schema`` describes."""

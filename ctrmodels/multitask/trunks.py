@@ -153,9 +153,9 @@ class PLE(Trunk):
 
     ``g_k(x) = w_k(x) S_k(x)`` with ``w_k = softmax(W_k x)``, where S_k are the outputs of the experts of objective k
     and of the shared ones. The experts and gates of a level read what their own branch gave in the level before; the
-    shared branch mixes the experts of all branches. The last level has no shared mixture. "Progressive Layered Extraction
-    (PLE): A Novel Multi-Task Learning (MTL) Model for Personalized Recommendations", RecSys 2020, equations 1-7. With a
-    single level it is the paper's customised gate control (CGC).
+    shared branch mixes the experts of all branches. The last level has no shared mixture. With a single level it is the
+    paper's customised gate control (CGC). "Progressive Layered Extraction (PLE): A Novel Multi-Task Learning (MTL)
+    Model for Personalized Recommendations", RecSys 2020, equations 1-7.
 
     Args:
         width_in: W.

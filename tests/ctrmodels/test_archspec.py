@@ -13,6 +13,7 @@ from ctrmodels.archspec import (
     CentralResidual,
     Cost,
     FieldDimMask,
+    Group,
     Interaction,
     PerBucket,
     PerField,
@@ -146,3 +147,13 @@ def test_overlapping_or_foreign_specs_do_not_merge():
         merge(SPECS[0], replace(SPECS[4], vocab_hash="0" * 64))
     with pytest.raises(InputError, match="out_dim"):
         merge(SPECS[0], replace(SPECS[4], out_dim=16))
+
+
+def test_interactions_read_embeddings_that_are_there():
+    with pytest.raises(ValueError, match="does not have: .'triples'"):
+        ArchSpec.of(SCHEMA, "x", 8, interactions=(Interaction((0, 1, 2), table="triples"),))
+
+
+def test_groups_are_part_of_the_interactions():
+    with pytest.raises(ValueError, match="not of interactions"):
+        ArchSpec.of(SCHEMA, "x", 8, groups=(Group((0, 1), 2),))
