@@ -139,10 +139,10 @@ class ArchSpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        read = {x.table for x in (*(self.interactions or ()), *self.groups)} - {MAIN}
-        if read - set(self.tables):
-            raise ValueError(f"interactions of {self.method} read embeddings that it does not have: "
-                             f"{sorted(read - set(self.tables))}")
+        read = {i.table for i in self.interactions or ()} | {g.table for g in self.groups}
+        absent = sorted(read - {MAIN, *self.tables})
+        if absent:
+            raise ValueError(f"interactions of {self.method} read embeddings that it does not have: {absent}")
         if self.interactions is None and (self.groups or self.tables):
             raise ValueError(f"{self.method} speaks of groups or their embeddings, and not of interactions")
 

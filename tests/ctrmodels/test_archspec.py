@@ -150,7 +150,7 @@ def test_overlapping_or_foreign_specs_do_not_merge():
 
 
 def test_interactions_read_embeddings_that_are_there():
-    with pytest.raises(ValueError, match="does not have: .'triples'"):
+    with pytest.raises(ValueError, match=r"does not have: \['triples'\]"):
         ArchSpec.of(SCHEMA, "x", 8, interactions=(Interaction((0, 1, 2), table="triples"),))
 
 
