@@ -2,6 +2,7 @@
 
 Both forms hold the same function of plain tensors: ``ids`` int32 [B, F], ``numeric`` float32 [B, N] and, for each
 sequence field, int32 [B, L], for any B, to one float32 [B] per name of ``predict``. Pruned values are left out.
+With a fusion the ONNX form has the fused score as well.
 """
 
 from __future__ import annotations
@@ -27,24 +28,43 @@ from torch.export import ExportedProgram
 from ctrmodels.data.dataset import PADDING, Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
+from ctrmodels.fusion.graph import FusedGraph
+from ctrmodels.fusion.spec import FusionSpec
 from ctrmodels.multitask.models import MultiObjectiveModel
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.packed import PackedTable
 from ctrmodels.nn.table import Table
+from ctrmodels.training.checkpoint import digest_of
 from ctrmodels.zoo.base import CTRModel
 
 Model = CTRModel | MultiObjectiveModel
 TOLERANCE = 1e-5  # absolute, and relative for scores beyond 1
+FUSED_TOLERANCE = 1e-6  # of the fused score given the exported scores, absolute and relative
 CHECKED_ROWS = 64
+FUSED = "fused"
+"""Name of the fused score among a model's scores."""
 
 
-def export_onnx(model: Model, schema: Schema, folder: Path) -> None:
+def fingerprint(model: Model) -> str:
+    """sha256 over a model's parameters and statistics: what a fusion names the model by that it was fitted for."""
+    return digest_of({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
+
+
+def export_onnx(model: Model, schema: Schema, folder: Path, fusion: FusionSpec | None = None) -> None:
     """Write ``model.onnx``, ``signature.json``, ``schema.json`` and the loader ``serving.py`` into ``folder``.
 
     The folder appears whole or not at all, and only if the file's scores equal the model's.
 
+    Args:
+        model: trained.
+        schema: of its inputs.
+        folder: a new or empty one.
+        fusion: how its scores are fused; the file then has one more score, ``fused``. A function of ranks takes
+            the rows of one call for one list.
+
     Raises:
-        InputError: the folder is not empty, a package is not installed, or the scores differ.
+        InputError: the folder is not empty, a package is not installed, the scores differ, or the fusion was
+            fitted for another model or fuses what is no score of this one.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
@@ -53,15 +73,22 @@ def export_onnx(model: Model, schema: Schema, folder: Path) -> None:
 
     rows = _random_rows(schema)
     expected = _scores(model, rows)
+    if fusion is not None:
+        _check_fusion(fusion, model, list(expected))
+    outputs = list(expected) if fusion is None else [*expected, FUSED]
     with _appearing(folder) as partial, _quiet():
-        onnx = torch.onnx.export(_program(model, rows), input_names=list(rows), output_names=list(expected),
+        onnx = torch.onnx.export(_program(model, rows, fusion), input_names=list(rows), output_names=outputs,
                                  verbose=False)
         assert onnx is not None
         onnx.save(partial / "model.onnx")
-        _describe(partial, schema, list(expected))
+        _describe(partial, schema, outputs)
         shutil.copyfile(serving.__file__, partial / "serving.py")
         found = serving.Scorer(partial).score(rows["ids"], rows["numeric"], _sequences(rows))
-        _compare(folder, found, expected)
+        _compare(folder, found, expected, TOLERANCE)
+        if fusion is not None:  # from the file's own scores, whose small errors a logarithm may magnify
+            scores = {name: found[name] for name in expected}
+            fused = fusion.score(scores, np.zeros(CHECKED_ROWS, int), fingerprint(model))
+            _compare(folder, found, {FUSED: fused}, FUSED_TOLERANCE)
 
 
 def export_package(model: Model, schema: Schema, folder: Path) -> None:
@@ -78,23 +105,34 @@ def export_package(model: Model, schema: Schema, folder: Path) -> None:
         torch.export.save(_program(model, rows), partial / "model.pt2")
         _describe(partial, schema, list(expected))
         scores = torch.export.load(partial / "model.pt2").module()(*_arguments(rows))
-        _compare(folder, {name: score.numpy() for name, score in scores.items()}, expected)
+        _compare(folder, {name: score.numpy() for name, score in scores.items()}, expected, TOLERANCE)
 
 
 class _Scores(nn.Module):
-    """A model as a function of plain tensors."""
+    """A model as a function of plain tensors, with its fused score if there is a fusion."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, fusion: FusionSpec | None = None) -> None:
         super().__init__()
         self.model = model
+        self.fused = None if fusion is None else FusedGraph(fusion)
 
     def forward(self, ids: Tensor, numeric: Tensor, sequences: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scores by name, [B] each. Serving knows neither labels nor positions."""
         n = ids.shape[0]
-        return self.model.predict(Batch(ids, numeric, sequences, numeric.new_zeros(n, 0), ids.new_zeros(n)))
+        scores = self.model.predict(Batch(ids, numeric, sequences, numeric.new_zeros(n, 0), ids.new_zeros(n)))
+        return scores if self.fused is None else scores | {FUSED: self.fused(scores)}
 
 
-def _program(model: Model, rows: Mapping[str, np.ndarray]) -> ExportedProgram:
+def _check_fusion(fusion: FusionSpec, model: Model, names: list[str]) -> None:
+    """Refuse a fusion of anything but this model's scores."""
+    fusion.check_models(fingerprint(model))
+    for score in fusion.scores:
+        if score.name not in names:
+            raise InputError("fusion", "score", score.name, f"is none of the model's scores {', '.join(names)}",
+                             "fuse by FusionSpec.score what comes from elsewhere")
+
+
+def _program(model: Model, rows: Mapping[str, np.ndarray], fusion: FusionSpec | None = None) -> ExportedProgram:
     """The graph of a model with folded embeddings and packed tables, for any number of rows."""
     served, batch = _served(model), {0: torch.export.Dim("batch")}
     encoder = served.encoder
@@ -106,7 +144,7 @@ def _program(model: Model, rows: Mapping[str, np.ndarray]) -> ExportedProgram:
             if isinstance(child, Table) and child.mask is not None:
                 parent.register_module(name, PackedTable.of(child))
     with torch.no_grad():
-        program = torch.export.export(_Scores(served), _arguments(rows), strict=False,
+        program = torch.export.export(_Scores(served, fusion), _arguments(rows), strict=False,
                                       dynamic_shapes=(batch, batch, dict.fromkeys(_sequences(rows), batch)))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine: equal models give equal bytes anywhere
@@ -174,11 +212,12 @@ def _describe(folder: Path, schema: Schema, names: list[str]) -> None:
     schema.save(folder / "schema.json")
 
 
-def _compare(folder: Path, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+def _compare(folder: Path, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray],
+             tolerance: float) -> None:
     """Refuse to hand out other scores than the model's own."""
     for name, score in expected.items():
         difference = float(np.abs(found[name] - score).max())
-        if not np.allclose(found[name], score, rtol=TOLERANCE, atol=TOLERANCE):
+        if not np.allclose(found[name], score, rtol=tolerance, atol=tolerance):
             raise InputError(folder, name, difference, "so far are the exported scores from the model's own",
                              "look for weights that are not finite; without them this is a bug, please report it")
 

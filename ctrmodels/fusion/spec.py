@@ -25,12 +25,14 @@ class FusedScore:
         unit: mean of the normalised score on the fit window; divided by it, so that all scores average 1
             and equal weights mean equal influence.
         weight: its weight.
+        model: fingerprint of the model that the numbers were fitted for, "" = not known.
     """
 
     name: str
     normaliser: Normaliser
     unit: float
     weight: float = 1.0
+    model: str = ""
 
     def normalise(self, scores: np.ndarray) -> np.ndarray:
         """The score as the fusion function gets it: around 1, 2 = twice as likely as an average row."""
@@ -59,13 +61,36 @@ class FusionSpec:
         """
         return np.stack([s.normalise(columns[s.name]) for s in self.scores], axis=1)
 
-    def score(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    def score(self, columns: Mapping[str, np.ndarray], groups: np.ndarray | None = None,
+              models: Mapping[str, str] | str = "") -> np.ndarray:
         """[N] fused score from raw model scores by name; larger ranks higher.
+
+        Args:
+            columns: [N] each.
+            groups: [N] the list of each row, for functions that need it.
+            models: fingerprint of the model that gave the scores, or one per score. A spec that names its models
+                scores nothing else, since another model's scores have another scale.
 
         Raises:
             KeyError: a score is absent.
+            InputError: a score comes from another model than the spec was fitted for.
+            ValueError: a score does not suit the function, or it needs lists and there are none.
         """
-        return self.function.score(self.normalise(columns), [s.weight for s in self.scores])
+        self.check_models(models)
+        return self.function.score(self.normalise(columns), [s.weight for s in self.scores], groups)
+
+    def check_models(self, models: Mapping[str, str] | str) -> None:
+        """Refuse the scores of other models than the spec was fitted for.
+
+        Raises:
+            InputError: a fingerprint differs, or only one side has it.
+        """
+        for s in self.scores:
+            found = models if isinstance(models, str) else models.get(s.name, "")
+            if found != s.model:
+                raise InputError("fusion", f"model of {s.name}", found[:12],
+                                 f"the fusion was fitted for {s.model[:12]!r}",
+                                 "tune the fusion for this model, or give the scores and fingerprint of that one")
 
     def with_weights(self, function: FusionFunction, weights: Sequence[float]) -> FusionSpec:
         """The same normalised scores under another function and weights, one per score."""
@@ -76,7 +101,8 @@ class FusionSpec:
         """As plain data that :meth:`from_json` reads back exactly."""
         return {
             "function": self.function.to_json(),
-            "scores": [{"name": s.name, "weight": s.weight, "unit": s.unit, "normaliser": s.normaliser.to_json()}
+            "scores": [{"name": s.name, "weight": s.weight, "unit": s.unit, "model": s.model,
+                        "normaliser": s.normaliser.to_json()}
                        for s in self.scores],
             "fitted_on": dict(self.fitted_on),
         }
@@ -88,7 +114,7 @@ class FusionSpec:
         Raises:
             KeyError, TypeError, ValueError: it is no such data.
         """
-        scores = tuple(FusedScore(s["name"], normaliser_from_json(s["normaliser"]), s["unit"], s["weight"])
+        scores = tuple(FusedScore(s["name"], normaliser_from_json(s["normaliser"]), s["unit"], s["weight"], s["model"])
                        for s in raw["scores"])
         return cls(function_from_json(raw["function"]), scores, dict(raw["fitted_on"]))
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ctrmodels.data.schema import Objective
 from ctrmodels.fusion.evaluator import Evaluator, Metric, Resampled
-from ctrmodels.fusion.functions import FUNCTIONS
+from ctrmodels.fusion.goal import Point
 from ctrmodels.fusion.normalisers import Normaliser, Quantile
 from ctrmodels.fusion.spec import FusedScore, FusionSpec
-from ctrmodels.fusion.tuner import Point
 from ctrmodels.metrics import Interval
 
 
@@ -30,16 +29,18 @@ class ScoreTable:
         scores: [N, M] raw scores on all rows.
         labels: [N, M] joint labels, NaN where unknown.
         groups: [N] list of each row.
+        model: fingerprint of the model that gave the scores, "" = not known.
     """
 
     objectives: tuple[Objective, ...]
     scores: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
+    model: str = ""
 
     def take(self, rows: np.ndarray) -> ScoreTable:
         """The rows that the mask ``rows`` [N] selects."""
-        return ScoreTable(self.objectives, self.scores[rows], self.labels[rows], self.groups[rows])
+        return replace(self, scores=self.scores[rows], labels=self.labels[rows], groups=self.groups[rows])
 
     def sample(self, lists: int, seed: int) -> ScoreTable:
         """The rows of at most ``lists`` lists, drawn at random."""
@@ -77,7 +78,8 @@ class ScoreTable:
         objective = self.objectives[index]
         kind = Quantile if objective.kind == "regression" else calibration
         normaliser = kind.fit(*self.known(index))
-        return FusedScore(score_name(objective), normaliser, float(normaliser(self.scores[:, index]).mean()))
+        unit = float(normaliser(self.scores[:, index]).mean())
+        return FusedScore(score_name(objective), normaliser, unit, model=self.model)
 
 
 class Judge:
@@ -114,7 +116,7 @@ class Judge:
         return self._named([r.gains(self._fuse(point), self._fuse(baseline)) for r in self._resampled])
 
     def _fuse(self, point: Point) -> np.ndarray:
-        return FUNCTIONS[point.function]().score(self.normalised, point.weights)
+        return point.fusion().score(self.normalised, point.weights, self.table.groups)
 
     def _named(self, found: Sequence[Sequence[Interval]]) -> dict[str, Interval]:
         return {f"{e.name}.{o.name}": value for e, values in zip(self.evaluators, found, strict=True)

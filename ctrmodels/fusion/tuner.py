@@ -1,116 +1,41 @@
-"""Search for the weights of a fusion function: TPE over the whole box, then COBYLA from the best point."""
+"""Search for the weights of a fusion function, and for the function."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import optuna
 from scipy.optimize import Bounds, NonlinearConstraint, minimize
 
 from ctrmodels.fusion.functions import FusionFunction
+from ctrmodels.fusion.goal import Goal, Point, Window, best
 from ctrmodels.fusion.pareto import non_dominated
+from ctrmodels.fusion.study import Problem, Storage, Trials
+from ctrmodels.fusion.tuners import Tpe, Tuner
 
-LOG_WEIGHT_BOUND = 3.0
-"""Weights are searched in [e⁻³, e³] times the primary objective's, which is 1: about 1/20 to 20."""
-EXPLORED_SHARE = 0.6
 FIRST_STEP, LAST_STEP = 0.3, 1e-4
 FINALISTS = 8
-
-Evaluate = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Rows to judge weights on.
-
-    Attributes:
-        scores: [N, K] normalised scores.
-        evaluate: fused score [N] → metric of each objective [M], to be maximised.
-    """
-
-    scores: np.ndarray
-    evaluate: Evaluate
-
-    def judge(self, function: FusionFunction) -> Callable[[Sequence[float]], tuple[float, ...]]:
-        """Weights [K] → metrics [M]; the function's weight-free work is done once."""
-        prepared = function.prepare(self.scores)
-        return lambda weights: tuple(self.evaluate(function.combine(prepared, weights)).tolist())
-
-
-@dataclass(frozen=True)
-class Goal:
-    """The rule: the largest ``primary`` metric among the points that reach every floor.
-
-    Attributes:
-        primary: index of the objective to maximise.
-        floors: smallest admissible metric per objective, > 0; ``None`` where there is none.
-    """
-
-    primary: int
-    floors: tuple[float | None, ...]
-
-    def shortfall(self, metrics: Sequence[float]) -> float:
-        """Sum over the objectives of the relative distance below the floor; 0 = all floors are reached."""
-        return sum(max(0.0, -s) for s in self.slacks(metrics))
-
-    def slacks(self, metrics: Sequence[float]) -> list[float]:
-        """Relative distance above each floor, negative below it; only objectives that have one."""
-        return [m / f - 1 for m, f in zip(metrics, self.floors, strict=True) if f is not None]
-
-    def merit(self, metrics: Sequence[float]) -> tuple[float, float]:
-        """Sort key: a smaller shortfall first, then the primary metric; larger is better."""
-        return -self.shortfall(metrics), metrics[self.primary]
-
-
-@dataclass(frozen=True)
-class Point:
-    """Evaluated weights.
-
-    Attributes:
-        function: id of the fusion function.
-        weights: one per score.
-        metrics: one per objective, on the window the point was judged on.
-        source: ``equal`` weights, ``corner`` (one score alone), ``start`` (one far above the
-            others), ``tpe`` or ``local``.
-    """
-
-    function: str
-    weights: tuple[float, ...]
-    metrics: tuple[float, ...]
-    source: str
-
-
-def corners(function: FusionFunction, window: Window) -> list[Point]:
-    """The order of each single score. Monotone functions agree on them, so one function's serve for all."""
-    judge, k = window.judge(function), window.scores.shape[1]
-    return [Point(function.id, w, judge(w), "corner") for w in map(tuple, np.eye(k).tolist())]
-
-
-def goal(singles: Sequence[Point], primary: int, floor: float) -> Goal:
-    """Floors at ``floor`` times the best that the order of any single score reaches, per other objective."""
-    best = (np.max([p.metrics for p in singles], axis=0) * floor).tolist()
-    return Goal(primary, tuple(b if i != primary and b > 0 else None for i, b in enumerate(best)))
-
-
-def best(points: Sequence[Point], goal: Goal) -> Point:
-    """The point that the rule chooses; of equals the first."""
-    return max(points, key=lambda p: goal.merit(p.metrics))
+DEFAULT = Tpe()
 
 
 def tune(function: FusionFunction, window: Window, goal: Goal, trials: int, seed: int = 0,
-         screen: Window | None = None) -> list[Point]:
+         screen: Window | Sequence[Window] | None = None, tuner: Tuner = DEFAULT,
+         storage: Path | None = None) -> list[Point]:
     """Try ``trials`` weights; the equal ones first, then one score far above the others, each in turn.
 
-    Score i predicts objective i. The primary objective's score has the weight 1, since a common factor
-    changes no order; the logarithms of the other weights are searched within ±3 (``LOG_WEIGHT_BOUND``).
-    The first 60 % of the trials are the start points and TPE (Bergstra et al., NeurIPS 2011; multivariate,
-    with constraints), which finds the region; COBYLA (Powell 1994), a local search by linear models, spends
-    the rest from the best point so far. It matters most where a floor binds, since the best weights then lie
-    on an edge that sampling rarely hits. Every trial sees the same rows, so differences between trials are
-    no sampling noise.
+    Score i predicts objective i. What is searched is the function's ``ranges``: the primary objective's score
+    has the weight 1, the logarithms of the other weights lie within ±3. The tuner proposes; a share of the
+    trials, its ``polish``, goes to COBYLA (Powell 1994), a local search by linear models from the best point
+    so far. It matters most where a floor binds, since the best weights then lie on an edge that sampling
+    rarely hits.
+
+    A search with a ``storage`` can be interrupted at any time: called again with the same arguments it goes
+    on, and its outcome is that of an uninterrupted one. With more ``trials`` it is continued. Processes that
+    call it with the same arguments at the same time share the work, and all return the outcome, which then
+    depends on who was faster.
 
     Args:
         function: what to tune.
@@ -118,87 +43,109 @@ def tune(function: FusionFunction, window: Window, goal: Goal, trials: int, seed
         goal: the rule.
         trials: number of evaluations at most; the local search may end sooner.
         seed: of the search.
-        screen: fewer rows to judge the trials on. The points that come out best or non-dominated there are
-            judged again on ``window``, and only they are returned.
+        screen: fewer rows to judge the trials on, or several such windows which trials take in turn: each is
+            then judged on other lists, so that luck on one sample of them is noise which averages out, and the
+            local search keeps to the first. The points that come out best or non-dominated there are judged
+            again on ``window``, and only they are returned.
+        tuner: how to search.
+        storage: a file that keeps the trials; it may hold searches of several functions.
 
     Returns:
         The points in the order they were tried.
+
+    Raises:
+        InputError: the storage holds a search of this function on other rows or with other settings.
+        ValueError: an objective cannot be judged on the rows, or a score does not suit the function.
     """
-    k = window.scores.shape[1]
-    if k == 1:  # any weight gives the same order
-        return [Point(function.id, (1.0,), window.judge(function)((1.0,)), "equal")]
-    judge = (screen or window).judge(function)
-    points: list[Point] = []
+    return _search(function, window, goal, trials, seed, screen, tuner, Storage(storage))
 
-    def attempt(logs: np.ndarray, source: str) -> Point:
-        weights = tuple(np.round(np.exp(np.insert(logs, goal.primary, 0.0)), 6).tolist())
-        points.append(Point(function.id, weights, judge(weights), source))
-        return points[-1]
 
-    local = trials - round(EXPLORED_SHARE * trials)
-    if local < k + 1:  # too few for a linear model of k - 1 variables and a step
+def race(functions: Sequence[FusionFunction], window: Window, goal: Goal, trials: int, seed: int = 0,
+         screen: Window | Sequence[Window] | None = None, tuner: Tuner = DEFAULT,
+         storage: Path | None = None) -> list[Point]:
+    """Search for the function as well: after each round the worse half is out, and the others are searched on.
+
+    Successive halving (Jamieson and Talwalkar, AISTATS 2016): every round has the same share of the trials,
+    divided evenly among the functions that are left. Arguments are those of :func:`tune`, ``trials`` being the
+    sum over all functions.
+
+    Returns:
+        The points of all functions; :func:`~ctrmodels.fusion.goal.best` of them is the choice.
+
+    Raises:
+        InputError, ValueError: as :func:`tune`; two functions have the same id.
+    """
+    if len({f.id for f in functions}) < len(functions) or not functions:
+        raise ValueError(f"functions {[f.id for f in functions]}: different ones are expected")
+    kept, left = Storage(storage), list(functions)
+    rounds = 1 + math.ceil(math.log2(len(functions)))
+    spent, found = dict.fromkeys(left, 0), {}
+    for _ in range(rounds):
+        for function in left:
+            spent[function] += trials // (rounds * len(left))
+            found[function] = _search(function, window, goal, max(spent[function], 1), seed, screen, tuner, kept)
+        left.sort(key=lambda f: goal.merit(best(found[f], goal).metrics), reverse=True)
+        left = left[:math.ceil(len(left) / 2)]
+    return [point for function in functions for point in found[function]]
+
+
+def _search(function: FusionFunction, window: Window, goal: Goal, trials: int, seed: int,
+            screen: Window | Sequence[Window] | None, tuner: Tuner, storage: Storage) -> list[Point]:
+    if window.scores.shape[1] == 1:  # any weight gives the same order
+        return [Point.of(function, (1.0,), window.judge(function)((1.0,)), "equal")]
+    screens = (window,) if screen is None else (screen,) if isinstance(screen, Window) else tuple(screen)
+    problem = Problem(function, goal, screens, tuner, seed)
+    local = trials - round((1 - tuner.polish) * trials)
+    if local < len(problem.ranges) + 2:  # see _polish
         local = 0
-    _explore(attempt, goal, k, trials - local, seed)
-    if local:
-        _refine(attempt, goal, best(points, goal), local)
+    with storage.shared() as worker:
+        alone = worker.alone_now()
+        if not alone:
+            worker.together()
+        kept = Trials(problem, storage.trials, storage.path or "search")
+        if not alone and not kept.begun:  # who was alone died before it had begun
+            worker.alone()
+            alone = True
+        if alone:
+            kept.adopt()
+            kept.begin(trials - local)
+        worker.together()
+        kept.explore(trials - local)
+        worker.alone()
+        kept.adopt()
+        if local:
+            _polish(kept, local)
+        points = kept.points()
     if screen is None:
         return points
-    again = window.judge(function)
-    return [replace(p, metrics=again(p.weights)) for p in _finalists(points, goal)]
+    again = window.judge_any(function)
+    return [replace(p, metrics=again(p.fusion(), p.weights)) for p in _finalists(points, goal)]
 
 
-def _explore(attempt: Callable[[np.ndarray, str], Point], goal: Goal, k: int, trials: int, seed: int) -> None:
-    """The start points, then TPE."""
-    names = [f"log_weight_{i}" for i in range(k - 1)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        starts = [np.zeros(k - 1), *_starts(k, goal.primary)]
-        for start in starts:
-            study.enqueue_trial(dict(zip(names, start.tolist(), strict=True)))
+def _polish(kept: Trials, trials: int) -> None:
+    """COBYLA from the best point: linear models of the primary metric and of the distances to the floors."""
+    problem, stage = kept.problem, kept.explored()
+    goal, names = problem.goal, list(problem.ranges)
+    trials -= kept.polished(stage)
+    if trials < len(names) + 2:  # too few for a linear model and a step
+        return
+    low, high = (np.array([getattr(r, end) for r in problem.ranges.values()]) for end in ("low", "high"))
+    start = best([p for p in kept.points() if p.source != "local"], goal)
+    theta = kept.theta(start)
+    centre = tuple(theta[n] for n in names)
+    seen = {centre: start.metrics} if len(problem.windows) == 1 else {}  # else it was judged on other rows
 
-        def objective(trial: optuna.Trial) -> float:
-            logs = np.array([trial.suggest_float(n, -LOG_WEIGHT_BOUND, LOG_WEIGHT_BOUND) for n in names])
-            source = "equal" if trial.number == 0 else "start" if trial.number < len(starts) else "tpe"
-            metrics = attempt(logs, source).metrics
-            trial.set_constraint("floors", goal.shortfall(metrics))
-            return metrics[goal.primary]
+    def metrics(at: np.ndarray) -> tuple[float, ...]:
+        at = np.clip(at, low, high)  # COBYLA keeps to bounds only nearly
+        key = tuple(at.tolist())
+        if key not in seen:  # objective and constraints are asked for one by one
+            seen[key] = kept.attempt(dict(zip(names, key, strict=True)), stage)
+        return seen[key]
 
-        study.optimize(objective, n_trials=trials)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-def _starts(k: int, primary: int) -> Iterator[np.ndarray]:
-    """Log-weights that let one score rule, for each score, the primary one's weight being 1."""
-    others = [i for i in range(k) if i != primary]
-    for ruler in range(k):
-        yield np.array([LOG_WEIGHT_BOUND if i == ruler else -LOG_WEIGHT_BOUND for i in others])
-
-
-def _refine(attempt: Callable[[np.ndarray, str], Point], goal: Goal, start: Point, trials: int) -> None:
-    """COBYLA from ``start``: linear models of the primary metric and of the distances to the floors."""
-    def inside(logs: np.ndarray) -> np.ndarray:  # COBYLA keeps to bounds only nearly, and weights are rounded
-        return np.clip(logs, -LOG_WEIGHT_BOUND, LOG_WEIGHT_BOUND)
-
-    centre = inside(np.log(np.delete(start.weights, goal.primary)))
     scale = max(abs(start.metrics[goal.primary]), np.finfo(float).tiny)
-    seen = {centre.tobytes(): start.metrics}
-
-    def metrics(logs: np.ndarray) -> tuple[float, ...]:
-        logs = inside(logs)
-        if logs.tobytes() not in seen:  # objective and constraints are asked for one by one
-            seen[logs.tobytes()] = attempt(logs, "local").metrics
-        return seen[logs.tobytes()]
-
-    floors = NonlinearConstraint(lambda logs: goal.slacks(metrics(logs)), 0, np.inf)
-    minimize(lambda logs: -metrics(logs)[goal.primary] / scale, centre, method="COBYLA",
-             bounds=Bounds(-LOG_WEIGHT_BOUND, LOG_WEIGHT_BOUND),
-             constraints=[floors] if goal.slacks(start.metrics) else [],
+    floors = NonlinearConstraint(lambda at: goal.slacks(metrics(at)), 0, np.inf)
+    minimize(lambda at: -metrics(at)[goal.primary] / scale, np.array(centre), method="COBYLA",
+             bounds=Bounds(low, high), constraints=[floors] if goal.slacks(start.metrics) else [],
              options={"rhobeg": FIRST_STEP, "tol": LAST_STEP, "maxiter": trials})
 
 

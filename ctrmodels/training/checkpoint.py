@@ -37,7 +37,7 @@ class Checkpoint:
         whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        save_file(whole, partial, {"document": json.dumps(document), "sha256": _digest(whole)})
+        save_file(whole, partial, {"document": json.dumps(document), "sha256": digest_of(whole)})
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(self.path)
@@ -58,7 +58,7 @@ class Checkpoint:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(self.path, "checkpoint", type(error).__name__, "not a readable checkpoint",
                              "delete the file; the training then starts afresh") from error
-        if _digest(tensors) != digest:
+        if digest_of(tensors) != digest:
             raise InputError(self.path, "sha256", digest[:12], "its tensors have another",
                              "delete the file; the training then starts afresh")
         return tensors, document
@@ -97,7 +97,8 @@ def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values of CPU tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
