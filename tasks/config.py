@@ -694,6 +694,10 @@ class TuneFusion(Section):
     """Weights of the fused score: tuned on the first ``window`` of valid's groups, reported on the rest.
 
     Attributes:
+        functions: which are tuned, each for ``trials``; the best is taken.
+        tuner: how weights are searched: ``tpe``; ``gp``, where floors are tight; ``cma``, blind to floors; ``nsga2``,
+            for the front; ``random`` and ``grid``, to compare with.
+        metric: of an order: ``ndcg`` of the first ``k``, ``gauc``, ``mrr``, or ``value`` per exposure.
         primary: the objective whose metric is maximised; ``null`` = the first.
         floor: the others must reach this share of the best that ordering by one score alone reaches.
         calibration: how probabilities are calibrated before they are fused.
@@ -701,9 +705,11 @@ class TuneFusion(Section):
         lists: trials are judged on at most so many lists, the best of them again on the whole window.
     """
 
-    functions: Annotated[tuple[Literal["weighted_sum", "weighted_product"], ...], Field(min_length=1)] = (
+    functions: Annotated[tuple[Literal["weighted_sum", "weighted_product", "shifted_power", "exponential_sum",
+                                       "exponential_boost", "reciprocal_rank"], ...], Field(min_length=1)] = (
         "weighted_sum", "weighted_product")
-    metric: Literal["ndcg", "gauc"] = "ndcg"
+    tuner: Literal["tpe", "gp", "cma", "nsga2", "random", "grid"] = "tpe"
+    metric: Literal["ndcg", "gauc", "mrr", "value"] = "ndcg"
     k: Annotated[int, Field(ge=1)] = 10
     trials: Annotated[int, Field(ge=1, le=100_000, json_schema_extra=form("Fusion", "Fusion trials"))] = 60
     window: Share = 0.5

@@ -17,6 +17,7 @@ from ctrmodels.errors import InputError
 from ctrmodels.fusion import (
     FUNCTIONS,
     NORMALISERS,
+    TUNERS,
     FusionSpec,
     Judge,
     ScoreTable,
@@ -30,6 +31,7 @@ from ctrmodels.fusion import (
 )
 from ctrmodels.fusion.evaluator import Metric
 from ctrmodels.metrics import Interval
+from ctrmodels.multitask.checkpoint import WEIGHTS, fingerprint
 from ctrmodels.multitask.predictions import Predictions
 from tasks.config import TuneFusion
 from tasks.fusion import figures
@@ -57,8 +59,8 @@ def run(stage: Stage) -> None:
               for name, table in (("tuning", tuning), ("report", report))}
     check_windows(judges, folder / "valid.parquet")
     with stage.timed("search"):
-        tuned = search(tuning, fitted, settings, folder / "valid.parquet")
-    spec = fitted.with_weights(FUNCTIONS[tuned.chosen.function](), tuned.chosen.weights)
+        tuned = search(tuning, fitted, settings, folder / "valid.parquet", stage.scratch / "trials.log")
+    spec = fitted.with_weights(tuned.chosen.fusion(), tuned.chosen.weights)
 
     judges["test"] = Judge(load(folder / "test.parquet", schema), fitted, kinds, settings.k)
     held_out = ("report", "test")
@@ -94,7 +96,8 @@ def load(path: Path, schema: Schema) -> ScoreTable:
             raise InputError(path, f"score.{name}", float(table.scores[name][broken][0]),
                              f"{broken.sum()} scores are no finite numbers", "lower training.learning_rate")
     scores = np.stack([table.scores[n] for n in names], axis=1)
-    return ScoreTable(schema.objectives, scores.astype(np.float64), table.labels.astype(np.float64), table.group)
+    model = fingerprint(path.parents[1] / WEIGHTS)
+    return ScoreTable(schema.objectives, scores.astype(np.float64), table.labels.astype(np.float64), table.group, model)
 
 
 def fit(tuning: ScoreTable, source: Path, settings: TuneFusion) -> FusionSpec:
@@ -148,21 +151,25 @@ def check_windows(judges: Mapping[str, Judge], source: Path) -> None:
 # --- tuning -----------------------------------------------------------------------------------------------
 
 
-def search(tuning: ScoreTable, fitted: FusionSpec, settings: TuneFusion, source: Path) -> Tuned:
-    """Every function's points and each score alone, judged on the tuning window."""
+def search(tuning: ScoreTable, fitted: FusionSpec, settings: TuneFusion, source: Path, storage: Path) -> Tuned:
+    """Every function's points and each score alone, judged on the tuning window.
+
+    Trials of an attempt that was interrupted are read from ``storage``.
+    """
     names = [o.name for o in tuning.objectives]
     judge = Judge(tuning, fitted, (settings.metric,), settings.k)
-    window = Window(judge.normalised, judge.tuned)
+    window = Window(judge.normalised, judge.tuned, tuning.groups)
     screen = None
     if tuning.lists > settings.lists:
         some = Judge(tuning.sample(settings.lists, settings.seed), fitted, (settings.metric,), settings.k)
         check_windows({"sampled tuning": some}, source)
-        screen = Window(some.normalised, some.tuned)
+        screen = Window(some.normalised, some.tuned, some.table.groups)
     functions = [FUNCTIONS[name]() for name in settings.functions]
     points = corners(functions[0], window)
     rule = goal(points, names.index(settings.primary or names[0]), settings.floor)
+    tuner = TUNERS[settings.tuner]()
     for function in functions:
-        points += tune(function, window, rule, settings.trials, settings.seed, screen)
+        points += tune(function, window, rule, settings.trials, settings.seed, screen, tuner, storage)
     return Tuned(tuning.objectives, tuple(points), rule)
 
 

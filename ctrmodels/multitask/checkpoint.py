@@ -20,6 +20,7 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.models import ModelConfig, MultiObjectiveModel, build_model
+from ctrmodels.training.checkpoint import digest_of
 
 WEIGHTS = "model.safetensors"
 FILES = ("model.json", "schema.json", "spec", WEIGHTS)
@@ -52,6 +53,19 @@ def load_weights(path: Path, model: MultiObjectiveModel) -> None:
         raise InputError(path, "weights", type(error).__name__, "not the weights of this model",
                          "run the stage `retrain` again") from error
     model.eval()
+
+
+def fingerprint(path: Path) -> str:
+    """What :func:`ctrmodels.export.fingerprint` gives of the model whose weights :func:`save_weights` wrote.
+
+    Raises:
+        InputError: the file is absent or damaged.
+    """
+    try:
+        return digest_of(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(path, "weights", type(error).__name__, "absent or not readable",
+                         "run the stage `retrain` again") from error
 
 
 def load_model(folder: Path) -> MultiObjectiveModel:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 from scipy.special import expit, logit
 
 from ctrmodels import metrics
 from ctrmodels.data.schema import Field, Objective, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.fusion import FusionSpec, tuning_window
+from ctrmodels.multitask.checkpoint import WEIGHTS, fingerprint
 from ctrmodels.multitask.predictions import Predictions
 from tasks import config, tune_fusion
 from tasks.runtime import manifest
@@ -54,6 +56,7 @@ def workspace(root: Path, change: Callable[[Predictions], Predictions] = lambda 
     folder = root / "outputs" / "select_model"
     (folder / "predictions").mkdir(parents=True)
     schema.save(folder / "schema.json")
+    save_file({"weight": np.ones(3, np.float32)}, folder / WEIGHTS)
     for seed, role in enumerate(("valid", "test")):
         change(predictions(seed, seed * LISTS)).save(folder / "predictions" / f"{role}.parquet", schema)
     manifest.write(folder)
@@ -102,7 +105,7 @@ def test_the_spec_reproduces_the_reported_metrics_from_the_raw_scores(tuned: Pat
     test = Predictions.load(folder / "predictions" / "test.parquet", schema)
     report = ~tuning_window(valid.group, 0.5)
     for name, table, rows in (("report", valid, report), ("test", test, np.ones(len(test.row), bool))):
-        fused = spec.score(table.scores)[rows]
+        fused = spec.score(table.scores, models=fingerprint(folder / WEIGHTS))[rows]
         for i, objective in enumerate(OBJECTIVES):
             label, group = table.labels[rows, i], table.group[rows]
             assert found[f"{name}.ndcg@10.{objective.name}"] == pytest.approx(
@@ -200,7 +203,8 @@ def test_trials_judged_on_a_sample_of_lists_are_judged_again_on_all(tmp_path: Pa
     schema = Schema.load(tmp_path / "outputs" / "select_model" / "schema.json")
     valid = Predictions.load(tmp_path / "outputs" / "select_model" / "predictions" / "valid.parquet", schema)
     rows = tuning_window(valid.group, 0.5)
-    expected = metrics.ndcg(valid.labels[rows, 0], spec.score(valid.scores)[rows], valid.group[rows], 10)
+    fused = spec.score(valid.scores, models=fingerprint(tmp_path / "outputs" / "select_model" / WEIGHTS))
+    expected = metrics.ndcg(valid.labels[rows, 0], fused[rows], valid.group[rows], 10)
     assert front.loc[front.recommended, "tuning.ndcg@10.click"].item() == pytest.approx(expected, abs=1e-9)
 
 
@@ -265,3 +269,21 @@ def test_unusable_predictions_are_refused_in_one_line(tmp_path: Path, change: An
 def test_an_unknown_primary_objective_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tune_fusion.primary = 'love' is no objective"):
         run(tmp_path, primary="love")
+
+
+def test_a_fusion_belongs_to_its_model(tuned: Path, out: Path) -> None:
+    spec, folder = FusionSpec.load(out / "fusion.json"), tuned / "outputs" / "select_model"
+    scores = Predictions.load(folder / "predictions" / "valid.parquet", Schema.load(folder / "schema.json")).scores
+    with pytest.raises(InputError, match="the fusion was fitted for"):
+        spec.score(scores, models="another")
+
+
+@pytest.mark.parametrize("settings", [
+    {"functions": ["shifted_power", "reciprocal_rank"]}, {"tuner": "nsga2"}, {"metric": "mrr"}, {"metric": "value"}])
+def test_every_function_tuner_and_metric_is_at_hand(tmp_path: Path, settings: dict[str, Any]) -> None:
+    found = run(workspace(tmp_path), trials=12, **settings)
+    document = read(found / "fusion.json")
+    assert document["spec"]["function"]["id"] in settings.get("functions", ["weighted_sum", "weighted_product"])
+    assert document["metric"].startswith(settings.get("metric", "ndcg"))
+    spec = FusionSpec.load(found / "fusion.json")
+    assert spec.function == spec.with_weights(spec.function, [s.weight for s in spec.scores]).function
