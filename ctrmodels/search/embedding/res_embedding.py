@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctrmodels.archspec import ArchSpec, CentralResidual, Fusion
+from ctrmodels.allocation import CentralResidual, Fusion
+from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.embedding.interests import interest_domains, interest_graph
