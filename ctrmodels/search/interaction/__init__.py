@@ -1,7 +1,8 @@
 """Searches of the feature interactions, one file per method."""
 
+from ctrmodels.search.interaction.aim import AIM
 from ctrmodels.search.interaction.all_pairs import AllPairs
 from ctrmodels.search.interaction.autofis import AutoFIS
 from ctrmodels.search.interaction.baseline import Baseline
 
-__all__ = ["AllPairs", "AutoFIS", "Baseline"]
+__all__ = ["AIM", "AllPairs", "AutoFIS", "Baseline"]
