@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
-from ctrmodels.archspec import ArchSpec
-from ctrmodels.search import AllPairs, AutoFIS, Baseline, SearchMethod
+from ctrmodels.archspec import ArchSpec, Interaction
+from ctrmodels.search import AIM, AIMEDS, AllPairs, AutoFIS, Baseline, SearchMethod
 from tasks.config import INTERACTION_METHODS, Params
 from tasks.runtime.figure import Axis, Figure, Series
 from tasks.runtime.stage import Stage, main
@@ -20,8 +21,13 @@ STRONGEST = 20
 
 def method_of(key: str, params: Params) -> SearchMethod:
     """The search that ``key`` names, with its settings, or a plain model beside them."""
+    own = params.search_interaction
     if key == "autofis":
-        return AutoFIS(**params.search_interaction.autofis.model_dump())
+        return AutoFIS(**own.autofis.model_dump())
+    if key == "aim":
+        narrow = own.aim.dimensions
+        return AIM(**own.aim.model_dump(exclude={"dimensions"}),
+                   dimensions=None if narrow is None else AIMEDS(**narrow.model_dump()))
     return AllPairs() if key == "all_pairs" else Baseline(key)
 
 
@@ -35,11 +41,13 @@ def run(stage: Stage) -> None:
         if c.kind == "searched" and c.spec:
             spec = ArchSpec.load(stage.out / c.spec)
             assert spec.interactions is not None
-            strength = {i.fields: i.strength for i in spec.interactions}
-            stage.metric(f"{c.name}.kept_pairs", len(strength))
-            if strength:
-                stage.figure(gates(c.name, spec.fields, strength))
-                stage.figure(strongest(c.name, spec.fields, strength))
+            pairs = [i for i in spec.interactions if i.order == 2]
+            stage.metric(f"{c.name}.kept_pairs", len({i.fields for i in pairs}))
+            stage.metric(f"{c.name}.kept_interactions", len(spec.interactions))
+            if pairs:
+                stage.figure(gates(c.name, spec.fields, pairs))
+            if spec.interactions:
+                stage.figure(strongest(c.name, spec.fields, spec.interactions))
     kept = _kept_by_seed(stage)
     if len(kept) > 1:
         stage.metric("kept_pairs.jaccard", float(np.mean(
@@ -47,7 +55,7 @@ def run(stage: Stage) -> None:
 
 
 def _kept_by_seed(stage: Stage) -> list[set[tuple[int, ...]]]:
-    """The kept pairs of every seed's search, to say how stable they are."""
+    """The kept combinations of every seed's search, to say how stable they are."""
     kept = []
     for line in (stage.out / "trace.jsonl").read_text().splitlines():
         trial = json.loads(line)
@@ -59,23 +67,26 @@ def _kept_by_seed(stage: Stage) -> list[set[tuple[int, ...]]]:
     return kept
 
 
-def gates(name: str, fields: tuple[str, ...], strength: dict[tuple[int, ...], float]) -> Figure:
-    """The gates of all pairs as a matrix; dropped pairs are empty."""
+def gates(name: str, fields: tuple[str, ...], pairs: Sequence[Interaction]) -> Figure:
+    """The gates of all pairs as a matrix; dropped pairs are empty, and of several functions the strongest counts."""
     n = len(fields)
     values: list[list[float | None]] = [[None] * n for _ in range(n)]
-    for (i, j), alpha in strength.items():
-        values[i][j] = values[j][i] = alpha
+    for pair in sorted(pairs, key=lambda p: abs(p.strength)):
+        i, j = pair.fields
+        values[i][j] = values[j][i] = pair.strength
     return Figure(f"gates_{name}", f"Gates of the kept pairs, {name}", "heatmap",
                   "A cell is a pair's gate at the end of the best seed's search; empty cells were dropped.",
                   rows=fields, columns=fields, values=values)
 
 
-def strongest(name: str, fields: tuple[str, ...], strength: dict[tuple[int, ...], float]) -> Figure:
-    """The strongest pairs."""
-    top = sorted(strength.items(), key=lambda item: -abs(item[1]))[:STRONGEST]
+def strongest(name: str, fields: tuple[str, ...], found: Sequence[Interaction]) -> Figure:
+    """The strongest interactions, of all orders."""
+    top = sorted(found, key=lambda i: -abs(i.strength))[:STRONGEST]
+    functions = len({i.op for i in found}) > 1
+    names = [" x ".join(fields[f] for f in i.fields) + (f", {i.op}" if functions else "") for i in top]
     return Figure(f"strongest_{name}", f"Strongest interactions, {name}", "bar",
-                  f"The {len(top)} kept pairs with the largest gates.", Axis("pair of fields"), Axis("gate"),
-                  [Series("gate", [" x ".join(fields[i] for i in pair) for pair, _ in top], [a for _, a in top])])
+                  f"The {len(top)} kept interactions with the largest gates.", Axis("fields"), Axis("gate"),
+                  [Series("gate", names, [i.strength for i in top])])
 
 
 if __name__ == "__main__":
