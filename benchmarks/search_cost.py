@@ -1,9 +1,10 @@
-"""What an embedding search costs, in units of one plain training of the same host on the same rows.
+"""What a search costs, in units of one plain training of a DeepFM on the same rows.
 
     python -m benchmarks.search_cost --rows 1000000
 
 Plain trainings and searches take turns in one process, each over the same number of epochs from a fresh network; the
-search's own training is part of it, its retraining is not. The host is a DeepFM on the benchmarks' display log.
+search's own training is part of it, its retraining is not. The log is the benchmarks' display log; searches of
+interactions work on the DeepFM with gated ones. AIM trains once per order: its figure is the mean of these.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import display_log
-from ctrmodels.search import AIMEDS, NIS, PEP, AutoDim, AutoEmb, Host, SearchMethod, SearchRows
+from ctrmodels.search import AIM, AIMEDS, NIS, PEP, AutoDim, AutoEmb, AutoFIS, Host, SearchMethod, SearchRows
 from ctrmodels.training import TrainConfig
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -39,6 +40,10 @@ def methods(epochs: int) -> dict[str, SearchMethod]:
         "aim_eds, value_dimension": AIMEDS(epochs=epochs, target_threshold=0.1, granularity="value_dimension"),
         "nis, multi": NIS(epochs=epochs, budget=0.9),
         "autoemb": AutoEmb(epochs=epochs),
+        "autofis, pairs": AutoFIS(epochs=epochs),
+        "autofis, pairs and triples": AutoFIS(epochs=epochs, orders=(2, 3)),
+        "aim, pairs": AIM(epochs=epochs, order=2, dimensions=None),
+        "aim, pairs and triples": AIM(epochs=epochs, order=3, dimensions=None),
     }
 
 
@@ -55,6 +60,8 @@ def plain(rows: SearchRows, host: Host, epochs: int) -> None:
 
 def search(method: SearchMethod, rows: SearchRows, host: Host) -> None:
     """The search alone."""
+    if method.part == "interaction":
+        host = replace(host, model="autodeepfm")
     try:
         method.search(rows, host, 0)
     except RuntimeError as error:
@@ -94,7 +101,8 @@ def main() -> None:
         for _ in range(arguments.rounds):
             base = seconds(partial(plain, rows, host, arguments.epochs))
             for name, method in chosen.items():
-                ratios[name].append(seconds(partial(search, method, rows, host)) / base)
+                trainings = method.order - 1 if isinstance(method, AIM) else 1
+                ratios[name].append(seconds(partial(search, method, rows, host)) / base / trainings)
         print(json.dumps({"hidden": hidden, "batch": arguments.batch, "precision": arguments.precision,
                           "epochs": arguments.epochs, "ratios": {name: round(statistics.median(r), 2)
                                                                  for name, r in ratios.items()}}), flush=True)

@@ -22,8 +22,9 @@ SOURCES = ("movielens-100k", "files", "simulated")
 EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim", "pep", "aim_eds", "nis",
                      "autoemb", "res_embedding")
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
-INTERACTION_METHODS = ("all_pairs", "no_pairs", "mutual_information", "split_gain", "autofis", *BASELINES)
-HOSTS = ("autodeepfm", *(name for name in BASELINES if name not in ("lr", "din")))
+INTERACTION_METHODS = ("all_pairs", "no_pairs", "mutual_information", "split_gain", "autofis", "aim", *BASELINES)
+GATED_HOSTS = ("autodeepfm", "autoipnn")
+HOSTS = (*GATED_HOSTS, *(name for name in BASELINES if name not in ("lr", "din")))
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm")
 
 
@@ -563,7 +564,7 @@ class SearchEmbedding(Section):
 
     Attributes:
         host: the network whose embedding is searched and retrained: ``autodeepfm`` (DeepFM with normalised, gated
-            pairs, which the interaction searches need as well), or a plain model.
+            interactions), ``autoipnn`` (an MLP that reads them), or a plain model.
     """
 
     methods: Annotated[tuple[Literal[EMBEDDING_METHODS], ...],  # type: ignore[valid-type]
@@ -594,8 +595,15 @@ class Select(Section):
                                    json_schema_extra=form("Choice", "Largest share of the dense parameters"))] = 1.0
 
 
-class AutoFis(Section):
-    """AutoFIS (KDD 2020): a gate per pair, pruned by GRDA with its final threshold at ``target_threshold``."""
+class Gates(Section):
+    """Selection by a gate per interaction, pruned by GRDA with its final threshold at ``target_threshold``.
+
+    Attributes:
+        target_threshold: about twice ``gate_init``; more keeps less.
+        gamma, mu: of GRDA.
+        gate_init: where gates start.
+        epochs: passes over the rows, per stage.
+    """
 
     target_threshold: Annotated[float, Field(gt=0)] = 1.16
     gamma: Annotated[float, Field(gt=0)] = 1.0
@@ -633,12 +641,45 @@ class SplitGain(Section):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
+class AutoFis(Gates):
+    """AutoFIS (KDD 2020): all pairs, and all triples if asked for, behind a gate each.
+
+    Attributes:
+        orders: of how many fields the candidates are; those of three and more have an embedding of their own.
+    """
+
+    orders: Annotated[tuple[Annotated[int, Field(ge=2, le=4)], ...], Field(min_length=1)] = (2,)
+
+
+class Aim(Gates):
+    """AIM (TKDE 2021): interactions grown order by order, a function for each, and their embeddings' dimensions.
+
+    Attributes:
+        functions: to choose from; each has an embedding of its own per order.
+        order: fields of an interaction at most; 2 = nothing is grown.
+        top: interactions per function that grow into the next order.
+        share: one embedding for all functions and orders.
+        dimensions: how the embeddings' dimensions are selected; ``null`` = all stay.
+    """
+
+    functions: Annotated[tuple[Literal["inner", "outer", "vector_kernel", "scalar_kernel"], ...],
+                         Field(min_length=1)] = ("inner", "outer", "vector_kernel", "scalar_kernel")
+    order: Annotated[int, Field(ge=2, le=4)] = 3
+    top: Annotated[int, Field(ge=1)] = 24
+    share: bool = False
+    dimensions: AimEds | None = AimEds()
+
+
 class SearchInteraction(Section):
     """Which interaction searches run, how often, and towards which objective (``null`` = the first).
 
     Besides the control ``all_pairs``, rules of thumb (``no_pairs``, ``mutual_information``, ``split_gain``) and
     searches, ``methods`` takes the names of plain models (``lr``, ``fm``, ``dcnv2``, …): they are trained on the same
     embedding and stand on the leaderboard as baselines, never chosen.
+
+    Attributes:
+        host: the network with gated interactions that is searched and retrained: ``autodeepfm`` adds them to an MLP's
+            logit (without ``training.hidden`` a factorisation machine), ``autoipnn`` feeds them to the MLP.
     """
 
     methods: Annotated[tuple[Literal[INTERACTION_METHODS], ...],  # type: ignore[valid-type]
@@ -647,7 +688,9 @@ class SearchInteraction(Section):
     objective: str | None = None
     mutual_information: MutualInformation = MutualInformation()
     split_gain: SplitGain = SplitGain()
+    host: Literal[GATED_HOSTS] = "autodeepfm"  # type: ignore[valid-type]
     autofis: AutoFis = AutoFis()
+    aim: Aim = Aim()
 
 
 class Mmoe(Section):

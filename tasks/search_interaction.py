@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ctrmodels.archspec import ArchSpec
-from ctrmodels.search import AllPairs, AutoFIS, Baseline, MutualInformation, NoPairs, SearchMethod, SplitGain
+from ctrmodels.search import (
+    AIM,
+    AIMEDS,
+    AllPairs,
+    AutoFIS,
+    Baseline,
+    MutualInformation,
+    NoPairs,
+    SearchMethod,
+    SplitGain,
+)
 from tasks.config import INTERACTION_METHODS, Params
 from tasks.interaction_figures import found_figures, stability
 from tasks.runtime.stage import Stage, main
 from tasks.searches import host_of, run_method
 
+
+def aim(dimensions: dict[str, Any] | None, **settings: Any) -> AIM:
+    """AIM, whose last stage has settings of its own."""
+    return AIM(dimensions=None if dimensions is None else AIMEDS(**dimensions), **settings)
+
+
 METHODS: Mapping[str, Callable[..., SearchMethod]] = {
     "all_pairs": AllPairs, "no_pairs": NoPairs, "mutual_information": MutualInformation, "split_gain": SplitGain,
-    "autofis": AutoFIS}
+    "autofis": AutoFIS, "aim": aim}
 
 
 def method_of(key: str, params: Params) -> SearchMethod:

@@ -29,7 +29,7 @@ def host_of(params: Params, section: SearchStage, embedding: ArchSpec | None = N
     binary = [o.name for o in params.data.objectives if o.kind == "binary"]
     return Host(
         objective=getattr(params, section).objective or binary[0], dim=training.embedding_dim,
-        model=params.search_embedding.host if section == "search_embedding" else "autodeepfm",
+        model=getattr(params, section).host,
         hidden=training.hidden, dropout=training.dropout, l2=training.l2, gate_init=training.gate_init,
         train=train_config(training),
         embedding=embedding)

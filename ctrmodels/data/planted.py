@@ -136,6 +136,68 @@ def planted_sparse(seed: int, rows: int = 40_000, small: int = 4, large: int = 4
     return encoded.planted((rng.random(rows) < p)[:, None], {"probability": encoded.by_role(p), "pairs": chosen})
 
 
+def planted_triples(seed: int, rows: int = 60_000, fields: int = 10, values: int = 12, triples: int = 2,
+                    hidden: int = 0, rank: int = 2, scale: float = 1.0) -> Planted:
+    """Uniform ids whose label depends on some triples of fields and on all pairs inside them.
+
+    A triple adds ``sum_r z_ir z_jr z_kr`` of factors of its own, each of its pairs ``<z'_i, z'_j>`` of others, all
+    scaled to standard deviation ``scale`` in the logit; triples share no field. A ``hidden`` triple shows in none of
+    its pairs: it adds the product of three signs, of which every field has as many of either kind. A search that grows
+    interactions from those of one order less must find the triples and miss the hidden ones.
+
+    Truth: ``pairs``, ``triples`` and ``hidden``, sorted lists of fields.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(fields)[:3 * (triples + hidden)].reshape(-1, 3)
+    chosen = [tuple(sorted(t)) for t in order.tolist()]
+    drawn = rng.integers(values, size=(rows, fields))
+    logit = np.zeros(rows)
+    for place, triple in enumerate(chosen):
+        if place < triples:
+            parts = [*combinations(triple, 2), triple]
+            factors = [rng.standard_normal((len(part), values, rank)) for part in parts]
+        else:
+            parts = [triple]
+            factors = [rng.permuted(np.tile(np.resize([-1.0, 1.0], values), (3, 1)), axis=1)[..., None]]
+        for part, z in zip(parts, factors, strict=True):
+            effect = np.prod([z[s][drawn[:, f]] for s, f in enumerate(part)], axis=0).sum(1)
+            logit += scale * (effect - effect.mean()) / effect.std()
+    p = _sigmoid(logit)
+    encoded = _Encoded(drawn, [values] * fields)
+    return encoded.planted((rng.random(rows) < p)[:, None], {
+        "probability": encoded.by_role(p), "triples": sorted(chosen[:triples]), "hidden": sorted(chosen[triples:]),
+        "pairs": sorted(pair for t in chosen[:triples] for pair in combinations(t, 2))})
+
+
+def planted_functions(seed: int, rows: int = 40_000, fields: int = 6, values: int = 20, rank: int = 3) -> Planted:
+    """Uniform ids whose pairs of fields interact by different functions of different factors.
+
+    One half of the pairs adds ``<z_i, z_j>``, the other ``sum_r k_ijr w_ir w_jr`` with signs ``k`` of its own, all
+    scaled to the same standard deviation. No one embedding serves both well: a search that gives every function its
+    own has to match the best single function.
+
+    Truth: ``inner`` and ``kernel``, the pairs of either half.
+    """
+    rng = np.random.default_rng(seed)
+    every = list(combinations(range(fields), 2))
+    order = rng.permutation(len(every))
+    drawn = rng.integers(values, size=(rows, fields))
+    z, w = rng.standard_normal((2, fields, values, rank))
+    logit = np.zeros(rows)
+    for place in order:
+        i, j = every[place]
+        if place in order[:len(every) // 2]:
+            effect = (z[i][drawn[:, i]] * z[j][drawn[:, j]]).sum(1)
+        else:
+            effect = (rng.choice([-1.0, 1.0], rank) * w[i][drawn[:, i]] * w[j][drawn[:, j]]).sum(1)
+        logit += 0.6 * (effect - effect.mean()) / effect.std()
+    p = _sigmoid(logit)
+    encoded = _Encoded(drawn, [values] * fields)
+    halves = [sorted(every[k] for k in half) for half in np.split(order, [len(every) // 2])]
+    return encoded.planted((rng.random(rows) < p)[:, None], {
+        "probability": encoded.by_role(p), "inner": halves[0], "kernel": halves[1]})
+
+
 def planted_head(seed: int, rows: int = 40_000, fields: int = 4, values: int = 300, zipf: float = 1.2,
                  rank: int = 3, head: int = 30, scale: float = 0.9) -> Planted:
     """Zipf ids of which only the ``head`` most frequent values of each field carry information.

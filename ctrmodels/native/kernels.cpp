@@ -5,6 +5,8 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -1037,6 +1039,122 @@ Tensor relu_backward(const Tensor& gradient, const Tensor& output, const Tensor&
   return sums;
 }
 
+// ---------------------------------------------------------------------------------------------------------------
+// Interactions
+
+constexpr int64_t kLanes = 8;  // a sum is kept in so many parts, which compilers turn into one register
+
+// Of D values: the sum of a * b * c.
+float weighted_dot(const float* a, const float* b, const float* c, int64_t d) {
+  std::array<float, kLanes> lanes{};
+  int64_t j = 0;
+  for (; j + kLanes <= d; j += kLanes)
+    for (int64_t k = 0; k < kLanes; ++k) lanes[k] += a[j + k] * b[j + k] * c[j + k];
+  for (int64_t k = 0; j < d; ++j, ++k) lanes[k] += a[j] * b[j] * c[j];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+
+// The fields of M combinations, and weights [M, D] of their products.
+struct Combinations {
+  const int64_t* slots;  // [p, M]
+  const float* weights;
+  int64_t p, m, d;
+
+  Combinations(const Tensor& fields, const Tensor& weights_, const Tensor& slots_)
+      : p(slots_.size(0)), m(weights_.size(0)), d(weights_.size(1)) {
+    check(fields, at::kFloat, 3, "fields");
+    check(weights_, at::kFloat, 2, "weights");
+    check(slots_, at::kLong, 2, "slots");
+    TORCH_CHECK(p >= 2 && slots_.size(1) == m && fields.size(2) == d, "shapes do not fit");
+    slots = slots_.const_data_ptr<int64_t>();
+    weights = weights_.const_data_ptr<float>();
+    for (int64_t k = 0; k < p * m; ++k) row_at(slots, k, fields.size(1));
+  }
+
+  // Where in a row [F, D] the values begin of the field in place s of combination k.
+  int64_t at(int64_t s, int64_t k) const { return slots[s * m + k] * d; }
+
+  // The weight of combination k times the fields in all places but two [D]; `space` [D] holds it if there are any.
+  const float* left(const float* row, int64_t k, int64_t one, int64_t other, float* space) const {
+    const float* weight = weights + k * d;
+    if (p == 2) return weight;
+    std::copy(weight, weight + d, space);
+    for (int64_t s = 0; s < p; ++s) {
+      if (s == one || s == other) continue;
+      const float* x = row + at(s, k);
+      for (int64_t j = 0; j < d; ++j) space[j] *= x[j];
+    }
+    return space;
+  }
+};
+
+// fields [B, F, D], weights [M, D] and slots int64 [p, M], the p different fields of every combination ->
+// [B, M], the sum over d of weights[m, d] times the product over s of fields[b, slots[s, m], d].
+Tensor weighted_products(const Tensor& fields, const Tensor& weights, const Tensor& slots) {
+  const Combinations of(fields, weights, slots);
+  const int64_t b = fields.size(0), width = fields.size(1) * of.d, d = of.d;
+  Tensor result = at::empty({b, of.m}, fields.options());
+  const float* x = fields.const_data_ptr<float>();
+  float* out = result.mutable_data_ptr<float>();
+  at::parallel_for(0, b, grain(of.m * d), [&](int64_t begin, int64_t end) {
+    std::vector<float> space(d);
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = x + i * width;
+      for (int64_t k = 0; k < of.m; ++k)
+        out[i * of.m + k] = weighted_dot(of.left(row, k, 0, 1, space.data()), row + of.at(0, k), row + of.at(1, k), d);
+    }
+  });
+  return result;
+}
+
+// gradient [B, M] of the result, and its arguments -> the gradients of fields and weights.
+std::tuple<Tensor, Tensor> weighted_products_backward(const Tensor& gradient, const Tensor& fields,
+                                                      const Tensor& weights, const Tensor& slots) {
+  const Combinations of(fields, weights, slots);
+  check(gradient, at::kFloat, 2, "gradient");
+  const int64_t b = fields.size(0), width = fields.size(1) * of.d, d = of.d;
+  TORCH_CHECK(gradient.size(0) == b && gradient.size(1) == of.m, "shapes do not fit");
+  Tensor of_fields = at::zeros_like(fields), of_weights = at::empty_like(weights);
+  const float *x = fields.const_data_ptr<float>(), *g = gradient.const_data_ptr<float>();
+  float* to = of_fields.mutable_data_ptr<float>();
+  sum_over_parts(b, of.m * d, of_weights.mutable_data_ptr<float>(), [&](int64_t i, float* sums) {
+    thread_local std::vector<float> space;
+    space.resize(d);
+    const float* row = x + i * width;
+    float* of_row = to + i * width;
+    for (int64_t k = 0; k < of.m; ++k) {
+      const float scale = g[i * of.m + k];
+      const float *weight = of.weights + k * d, *a = row + of.at(0, k), *c = row + of.at(1, k);
+      float* __restrict__ sum = sums + k * d;
+      if (of.p == 2) {
+        float *__restrict__ of_a = of_row + of.at(0, k), *__restrict__ of_c = of_row + of.at(1, k);
+        for (int64_t j = 0; j < d; ++j) {
+          const float by_a = scale * a[j], by_c = scale * c[j];
+          of_a[j] += weight[j] * by_c;
+          of_c[j] += weight[j] * by_a;
+          sum[j] += by_a * c[j];
+        }
+        continue;
+      }
+      for (int64_t s = 0; s < of.p; ++s) {
+        const int64_t next = s == 0 ? 1 : 0;
+        const float *left = of.left(row, k, s, next, space.data()), *other = row + of.at(next, k);
+        float* __restrict__ of_s = of_row + of.at(s, k);
+        for (int64_t j = 0; j < d; ++j) of_s[j] += scale * left[j] * other[j];
+      }
+      std::fill(space.begin(), space.end(), scale);
+      for (int64_t s = 0; s < of.p; ++s) {
+        const float* other = row + of.at(s, k);
+        for (int64_t j = 0; j < d; ++j) space[j] *= other[j];
+      }
+      for (int64_t j = 0; j < d; ++j) sum[j] += space[j];
+    }
+  });
+  return {of_fields, of_weights};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(ctrmodels, m) {
@@ -1076,6 +1194,10 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("dot_relu_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums, Tensor bias)");
   m.def("relu_backward(Tensor gradient, Tensor output, Tensor(a!) result) -> Tensor sums");
   m.def("take(Tensor[] columns, Tensor index) -> Tensor[]");
+  m.def("weighted_products(Tensor fields, Tensor weights, Tensor slots) -> Tensor");
+  m.def(
+      "weighted_products_backward(Tensor gradient, Tensor fields, Tensor weights, Tensor slots) -> (Tensor of_fields, "
+      "Tensor of_weights)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
@@ -1103,4 +1225,6 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("dot_relu_backward", dot_relu_backward);
   m.impl("relu_backward", relu_backward);
   m.impl("take", take);
+  m.impl("weighted_products", weighted_products);
+  m.impl("weighted_products_backward", weighted_products_backward);
 }

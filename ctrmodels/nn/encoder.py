@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ctrmodels.allocation import Alloc, CentralResidual, FieldDimMask, PerBucket, PerField, Uniform, ValueMask
-from ctrmodels.archspec import MAIN, ArchSpec
+from ctrmodels.archspec import MAIN, ArchSpec, Interaction
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.dropout import Dropout
 from ctrmodels.nn.embedding import (
+    INIT_SD,
     FieldDimMaskEmbedding,
     FieldEmbedding,
     MaskedEmbedding,
@@ -169,18 +171,39 @@ class FirstOrder(nn.Module):
             return sums + torch.addmm(self.bias, encoded.numeric, self.numeric)
 
 
+class ProductNorm(BatchNorm):
+    """Batch normalisation of interactions without scale and shift, so that a gate alone says how much one counts.
+
+    AutoFIS, KDD 2020, section 3.3; momentum and epsilon as in its published code, since small-variance products blow up
+    at PyTorch's defaults. Embeddings start small, so that with every further field a product starts smaller by the same
+    factor: it is multiplied by the inverse first, or epsilon would silence all interactions of three fields and more.
+
+    Args:
+        interactions: M of them.
+    """
+
+    scale: Tensor | None
+
+    def __init__(self, interactions: Sequence[Interaction]) -> None:
+        super().__init__(len(interactions), momentum=0.01, eps=1e-3)
+        scale = torch.tensor([INIT_SD ** (2 - i.order) for i in interactions])
+        self.register_buffer("scale", scale if (scale != 1).any() else None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, M] → [B, M]."""
+        return super().forward(x if self.scale is None else x.float() * self.scale)
+
+
 class WideHead(FirstOrder):
     """First-order weights, and per output a gate per normalised interaction.
 
-    ``logit_k = first_order_k + sum_m alpha_km BN(product_m)``; the products' batch normalisation has no
-    scale and shift, so that the gate alone says how much one counts (AutoFIS, KDD 2020, section 3.3; momentum
-    and epsilon as in its published code, since small-variance products blow up at PyTorch's defaults).
+    ``logit_k = first_order_k + sum_m alpha_km BN(product_m)``, see :class:`ProductNorm`.
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:
         super().__init__(schema, n_outputs)
         n = len(spec.interactions or ())
-        self.norm = BatchNorm(n, momentum=0.01, eps=1e-3) if n else None
+        self.norm = ProductNorm(spec.interactions or ()) if n else None
         self.gates = nn.Parameter(torch.full((n, n_outputs), gate_init))
 
     def flops(self) -> int:

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations as choose
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ctrmodels.archspec import Interaction
+from ctrmodels.native import compiled, kernels
+from ctrmodels.nn.towers import full_precision
+
+CHUNK = 1 << 21  # values of a product with all fields that are there at once, 8 MiB
+
+
+def common_prefixes(combinations: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], int]]:
+    """Every combination as all of its fields but one, and that one, such that many have the first part in common."""
+    frequent = Counter(part for c in combinations for part in choose(c, len(c) - 1))
+    found = []
+    for c in combinations:
+        part = max(choose(c, len(c) - 1), key=lambda p: frequent[p])
+        found.append((part, next(f for f in c if f not in part)))
+    return found
 
 
 class InnerProducts(nn.Module):
     """``sum_d prod_s e_sd`` of chosen combinations of fields, all of one order p.
 
-    The products of the first p - 1 fields, of which combinations have many in common, times all fields are one batched
-    matrix product: of pairs it is the Gram matrix, so that 741 pairs of 39 fields cost one product instead of 741
-    gathered copies.
+    The products of p - 1 fields, of which combinations have many in common, times all fields are one batched matrix
+    product: of pairs it is the Gram matrix, so that 741 pairs of 39 fields cost one product instead of 741 gathered
+    copies.
 
     Args:
-        combinations: M tuples of p fields.
+        combinations: M tuples of p fields, each once.
         n_fields: F.
     """
 
@@ -28,27 +44,80 @@ class InnerProducts(nn.Module):
 
     def __init__(self, combinations: Sequence[tuple[int, ...]], n_fields: int) -> None:
         super().__init__()
-        heads = sorted({c[:-1] for c in combinations})
+        order = len(combinations[0])
+        parts = common_prefixes(combinations) if order > 2 else [(c[:1], c[1]) for c in combinations]
+        heads = sorted({head for head, _ in parts}) if order > 2 else [(f,) for f in range(n_fields)]
         place = {head: i for i, head in enumerate(heads)}
-        if len(combinations[0]) == 2:
-            heads, place = [], {(f,): f for f in range(n_fields)}
-        prefixes = torch.tensor(heads, dtype=torch.long).view(len(heads), -1).mT if heads else torch.empty(0, 0).long()
-        self.register_buffer("prefixes", prefixes, persistent=False)  # [p - 1, U]
-        self.register_buffer("cells", torch.tensor([place[c[:-1]] * n_fields + c[-1] for c in combinations]),
+        self.register_buffer("prefixes", torch.tensor(heads).T.contiguous(), persistent=False)  # [p - 1, U]
+        self.register_buffer("cells", torch.tensor([place[head] * n_fields + last for head, last in parts]),
                              persistent=False)
 
     def forward(self, fields: Tensor) -> Tensor:
         """[B, F, D] → [B, M]."""
-        left = fields
-        if self.prefixes.numel():
-            left = fields.index_select(1, self.prefixes[0])
-            for others in self.prefixes[1:]:
-                left = left * fields.index_select(1, others)
-        return torch.bmm(left, fields.transpose(1, 2)).flatten(1).index_select(1, self.cells)
+        if len(self.prefixes) == 1:
+            return torch.bmm(fields, fields.transpose(1, 2)).flatten(1).index_select(1, self.cells)
+        if torch.compiler.is_exporting():  # a graph holds no loop over an unknown number of rows
+            return torch.bmm(_product(fields, self.prefixes), fields.transpose(1, 2)).flatten(1).index_select(
+                1, self.cells)
+        return cast(Tensor, _PrefixProducts.apply(fields, self.prefixes, self.cells))
 
     def flops(self, dim: int) -> int:
         """Operations per row, of the chosen ones alone."""
-        return 2 * dim * len(self.cells) + dim * max(len(self.prefixes) - 1, 0) * self.prefixes.shape[-1]
+        return 2 * dim * len(self.cells) + dim * (len(self.prefixes) - 1) * self.prefixes.shape[1]
+
+
+def _product(fields: Tensor, slots: Tensor) -> Tensor:
+    """``prod_s e_s`` of the fields in every column of ``slots`` [p, U]: [B, F, D] → [B, U, D]."""
+    product = fields.index_select(1, slots[0])
+    for others in slots[1:]:
+        product = product * fields.index_select(1, others)
+    return product
+
+
+def _spread(into: Tensor, fields: Tensor, slots: Tensor, gradient: Tensor) -> None:
+    """Add to ``into`` [B, F, D] the gradient of the fields, from that of :func:`_product` [B, U, D]."""
+    gathered = [fields.index_select(1, slot) for slot in slots]
+    for s, slot in enumerate(slots):
+        of_slot = gradient
+        for other in (*gathered[:s], *gathered[s + 1:]):
+            of_slot = of_slot * other
+        into.index_add_(1, slot, of_slot)
+
+
+def _chunks(width: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Chunks of rows of which ``width`` values each are at most ``CHUNK``."""
+    return zip(*(t.split(max(1, CHUNK // width)) for t in tensors), strict=True)
+
+
+class _PrefixProducts(torch.autograd.Function):
+    """Products of prefixes with all fields, of some rows at a time and computed again in the backward pass.
+
+    They are several times what is chosen of them: of all triples of 39 fields and 4096 rows half a gigabyte.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fields: Tensor, prefixes: Tensor, cells: Tensor) -> Tensor:
+        ctx.save_for_backward(fields, prefixes, cells)
+        out = fields.new_empty(len(fields), len(cells))
+        with full_precision(fields):
+            for x, found in _chunks(prefixes.shape[1] * fields.shape[1], fields, out):
+                gram = torch.bmm(_product(x, prefixes), x.transpose(1, 2))  # [b, U, F]
+                found.copy_(gram.flatten(1).index_select(1, cells))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        fields, prefixes, cells = ctx.saved_tensors
+        u, n = prefixes.shape[1], fields.shape[1]
+        # Where in the chosen ones each cell's gradient stands; behind them stands the zero of all other cells.
+        source = torch.full((u * n,), len(cells), device=cells.device).index_copy_(
+            0, cells, torch.arange(len(cells), device=cells.device))
+        of_fields = torch.empty_like(fields)
+        for x, g, into in _chunks(u * n, fields, gradients[0], of_fields):
+            of_gram = torch.cat([g, g.new_zeros(len(g), 1)], 1).index_select(1, source).view(-1, u, n)
+            into.copy_(torch.bmm(of_gram.transpose(1, 2), _product(x, prefixes)))
+            _spread(into, x, prefixes, torch.bmm(of_gram, x))
+        return of_fields, None, None
 
 
 class ScalarKernels(InnerProducts):
@@ -70,19 +139,44 @@ class VectorKernels(nn.Module):
 
     def __init__(self, combinations: Sequence[tuple[int, ...]], dim: int) -> None:
         super().__init__()
-        self.register_buffer("slots", torch.tensor(combinations).T, persistent=False)  # [p, M]
+        self.register_buffer("slots", torch.tensor(combinations).T.contiguous(), persistent=False)  # [p, M]
         self.kernels = nn.Parameter(torch.ones(len(combinations), dim))
 
     def forward(self, fields: Tensor) -> Tensor:
         """[B, F, D] → [B, M]."""
-        product = fields.index_select(1, self.slots[0]) * self.kernels
-        for others in self.slots[1:-1]:
-            product = product * fields.index_select(1, others)
-        return torch.einsum("bmd,bmd->bm", product, fields.index_select(1, self.slots[-1]))
+        if torch.compiler.is_exporting():
+            return (_product(fields, self.slots) * self.kernels).sum(2)
+        return cast(Tensor, _VectorKernels.apply(fields, self.kernels, self.slots))
 
     def flops(self, dim: int) -> int:
         """Operations per row."""
         return self.slots.numel() * dim + dim * self.slots.shape[1]
+
+
+class _VectorKernels(torch.autograd.Function):
+    """Weighted products, of which no more is ever written down than their sums."""
+
+    @staticmethod
+    def forward(ctx: Any, fields: Tensor, kernels_: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(fields, kernels_, slots)
+        if kernels(fields):
+            return cast(Tensor, compiled().weighted_products(fields.contiguous(), kernels_.contiguous(), slots))
+        out = fields.new_empty(len(fields), len(kernels_))
+        for x, found in _chunks(kernels_.numel(), fields, out):
+            found.copy_((_product(x, slots) * kernels_).sum(2))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        fields, kernels_, slots = ctx.saved_tensors
+        if kernels(fields):
+            return *compiled().weighted_products_backward(
+                gradients[0].contiguous(), fields.contiguous(), kernels_.contiguous(), slots), None
+        of_fields, of_kernels = torch.zeros_like(fields), torch.zeros_like(kernels_)
+        for x, g, into in _chunks(kernels_.numel(), fields, gradients[0], of_fields):
+            of_kernels += (_product(x, slots) * g.unsqueeze(2)).sum(0)
+            _spread(into, x, slots, kernels_ * g.unsqueeze(2))
+        return of_fields, of_kernels, None
 
 
 class OuterProducts(nn.Module):
@@ -129,6 +223,9 @@ class Products(nn.Module):
             if not 2 <= len(set(i.fields)) == len(i.fields):
                 raise ValueError(f"an interaction of the fields {i.fields}: it takes two or more different ones")
             kinds.setdefault((i.table, i.op, i.order), []).append(place)
+        for places in kinds.values():
+            if len({interactions[p].fields for p in places}) < len(places):
+                raise ValueError("an interaction is there twice")
         self.tables, self.dims = [table for table, _, _ in kinds], dims
         self.parts = nn.ModuleList()
         for (table, op, _), places in kinds.items():

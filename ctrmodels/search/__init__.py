@@ -16,10 +16,11 @@ from ctrmodels.search.embedding import (
     StreamingAutoEmb,
     UniformWidth,
 )
-from ctrmodels.search.interaction import AllPairs, AutoFIS, Baseline, MutualInformation, NoPairs, SplitGain
+from ctrmodels.search.interaction import AIM, AllPairs, AutoFIS, Baseline, MutualInformation, NoPairs, SplitGain
 from ctrmodels.search.trial import retrain
 
 __all__ = [
+    "AIM",
     "AIMEDS",
     "NIS",
     "PEP",

@@ -27,8 +27,8 @@ class Host:
 
     Attributes:
         objective: the binary objective it predicts.
-        model: its name, a key of ``ctrmodels.zoo``'s ``HOSTS`` or ``MODELS``. Only ``autodeepfm`` has the pairs
-            of an ArchSpec (with no hidden widths it is a factorisation machine); the others have their own.
+        model: its name, a key of ``ctrmodels.zoo``'s ``HOSTS`` or ``MODELS``. ``autodeepfm`` (with no hidden
+            widths a factorisation machine) and ``autoipnn`` have the interactions of an ArchSpec; the others their own.
         dim: common embedding width D.
         hidden, dropout, l2: of the network.
         gate_init: where the gates of pairs start, outside of a search for them.

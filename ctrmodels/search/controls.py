@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ctrmodels.archspec import (
+    Alloc,
     ArchSpec,
     CentralResidual,
     FieldDimMask,
@@ -33,44 +34,52 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     can be: a warning says so) of the spec's. Masks of fields' dimensions: random numbers of random dimensions that cost
     the same, or, where the search had candidate widths, random ones of these. Value masks: as many random values, from
     the same initial ones. Graphs: the same edges between other items. Interactions: as many random ones of every
-    order, operation and embedding. Groups: as many random members.
+    order, operation and embedding. Groups: as many random members. Embeddings of their own: like that of the network,
+    and as they are where they have one width.
 
     Raises:
         ValueError: the spec is not searched, so that there is nothing to draw.
     """
     rng = np.random.default_rng([seed, 0x726E64])
     changes: dict[str, object] = {}
-    candidates = set(spec.config.get("candidates", ()))
-    vocab = np.array([f.vocab for f in schema.id_spaces])
-    if isinstance(spec.alloc, PerField):
-        def by_field(widths: np.ndarray) -> int:
-            return int((widths * vocab + np.where(widths == spec.out_dim, 0, widths * spec.out_dim)).sum())
-
-        changes["alloc"] = PerField(_random_widths(spec.alloc.dims, candidates, by_field, rng))
-    elif isinstance(spec.alloc, PerBucket):
-        changes["alloc"] = _random_buckets(spec, spec.alloc, schema, rng)
-    elif isinstance(spec.alloc, FieldDimMask):
-        counts = _random_widths(tuple(spec.alloc.mask.sum(1)), candidates or set(range(spec.out_dim + 1)),
-                                lambda widths: int((widths * vocab).sum()), rng)
-        order = np.arange(spec.out_dim)[None] if candidates else rng.random(spec.alloc.mask.shape).argsort(1)
-        changes["alloc"] = FieldDimMask(order < np.array(counts)[:, None])
-    elif isinstance(spec.alloc, ValueMask):
-        mask = np.zeros(spec.alloc.mask.size, bool)
-        mask[rng.choice(mask.size, int(spec.alloc.mask.sum()), replace=False)] = True
-        changes["alloc"] = ValueMask(mask.reshape(spec.alloc.mask.shape), spec.alloc.init)
-    elif isinstance(spec.alloc, CentralResidual):
-        near, weights = np.empty_like(spec.alloc.neighbours), np.empty_like(spec.alloc.weights)
-        other = rng.permutation(len(near)).astype(near.dtype)  # the item that takes each one's place in the graph
-        near[other] = np.where(spec.alloc.neighbours >= 0, other[spec.alloc.neighbours], spec.alloc.neighbours)
-        weights[other] = spec.alloc.weights
-        changes["alloc"] = replace(spec.alloc, neighbours=near, weights=weights)
-    elif isinstance(spec.alloc, Uniform):
-        raise ValueError("a uniform width has no random control")
+    if spec.alloc is not None:
+        if isinstance(spec.alloc, Uniform):
+            raise ValueError("a uniform width has no random control")
+        changes["alloc"] = _random_alloc(spec, spec.alloc, schema, rng)
     if spec.interactions is not None:
         changes["interactions"] = _random_interactions(spec.interactions, len(spec.fields), rng)
         changes["groups"] = tuple(replace(g, fields=_random_fields(len(g.fields), len(spec.fields), rng))
                                   for g in spec.groups)
+        changes["tables"] = {name: alloc if isinstance(alloc, Uniform) else _random_alloc(spec, alloc, schema, rng)
+                             for name, alloc in spec.tables.items()}
     return replace(spec, method=f"random({spec.method})", cost=None, result={}, **changes)  # type: ignore[arg-type]
+
+
+def _random_alloc(spec: ArchSpec, alloc: Alloc, schema: Schema, rng: np.random.Generator) -> Alloc:
+    candidates = set(spec.config.get("candidates", ()))
+    vocab = np.array([f.vocab for f in schema.id_spaces])
+    if isinstance(alloc, PerField):
+        def by_field(widths: np.ndarray) -> int:
+            return int((widths * vocab + np.where(widths == spec.out_dim, 0, widths * spec.out_dim)).sum())
+
+        return PerField(_random_widths(alloc.dims, candidates, by_field, rng))
+    if isinstance(alloc, PerBucket):
+        return _random_buckets(spec, alloc, schema, rng)
+    if isinstance(alloc, FieldDimMask):
+        counts = _random_widths(tuple(alloc.mask.sum(1)), candidates or set(range(spec.out_dim + 1)),
+                                lambda widths: int((widths * vocab).sum()), rng)
+        order = np.arange(spec.out_dim)[None] if candidates else rng.random(alloc.mask.shape).argsort(1)
+        return FieldDimMask(order < np.array(counts)[:, None])
+    if isinstance(alloc, ValueMask):
+        mask = np.zeros(alloc.mask.size, bool)
+        mask[rng.choice(mask.size, int(alloc.mask.sum()), replace=False)] = True
+        return ValueMask(mask.reshape(alloc.mask.shape), alloc.init)
+    assert isinstance(alloc, CentralResidual)
+    near, weights = np.empty_like(alloc.neighbours), np.empty_like(alloc.weights)
+    other = rng.permutation(len(near)).astype(near.dtype)  # the item that takes each one's place in the graph
+    near[other] = np.where(alloc.neighbours >= 0, other[alloc.neighbours], alloc.neighbours)
+    weights[other] = alloc.weights
+    return replace(alloc, neighbours=near, weights=weights)
 
 
 def _random_interactions(found: Sequence[Interaction], n_fields: int, rng: np.random.Generator

@@ -83,6 +83,11 @@ class Progress:
         if self.checkpoint is not None and self.trainer.taken % self.checkpoint.every == 0:
             self._save(self.checkpoint)
 
+    def keep(self) -> None:
+        """All passes are done: written down, for a search that goes on from here with another network."""
+        if self.checkpoint is not None:
+            self._save(self.checkpoint)
+
     def _save(self, checkpoint: Checkpoint) -> None:
         packed = {name: spec.pack() for name, spec in self.found.specs.items()}
         specs = {f"{name}/{key}": torch.from_numpy(array)

@@ -1,10 +1,11 @@
-"""The plain models that a ranking engineer starts from, and the host of the searches."""
+"""The plain models that a ranking engineer starts from, and the hosts of the searches."""
 
 from collections.abc import Mapping
 
 from ctrmodels.zoo.autodeepfm import AutoDeepFM
 from ctrmodels.zoo.autoint import AutoInt
-from ctrmodels.zoo.base import CTRModel, Sizes
+from ctrmodels.zoo.autoipnn import AutoIPNN
+from ctrmodels.zoo.base import CTRModel, GatedModel, Sizes
 from ctrmodels.zoo.dcnv2 import DCNv2
 from ctrmodels.zoo.deepfm import DeepFM
 from ctrmodels.zoo.din import DIN
@@ -21,9 +22,12 @@ MODELS: Mapping[str, type[CTRModel]] = {
     "xdeepfm": XDeepFM, "autoint": AutoInt, "fibinet": FiBiNET, "din": DIN}
 """Every plain model by its name."""
 
+GATED: Mapping[str, type[GatedModel]] = {"autodeepfm": AutoDeepFM, "autoipnn": AutoIPNN}
+"""The networks that have the interactions of an ArchSpec, each with a gate."""
+
 HOSTS: Mapping[str, type[CTRModel]] = {
-    "autodeepfm": AutoDeepFM, **{k: m for k, m in MODELS.items() if k not in ("lr", "din")}}
+    **GATED, **{k: m for k, m in MODELS.items() if k not in ("lr", "din")}}
 """Every network that a search may work on: LR has no embeddings, DIN reads steps that relaxations pool."""
 
-__all__ = ["DIN", "DNN", "FM", "HOSTS", "IPNN", "LR", "MODELS", "AutoDeepFM", "AutoInt", "CTRModel", "DCNv2",
-           "DeepFM", "FiBiNET", "FwFM", "Sizes", "XDeepFM"]
+__all__ = ["DIN", "DNN", "FM", "GATED", "HOSTS", "IPNN", "LR", "MODELS", "AutoDeepFM", "AutoIPNN", "AutoInt",
+           "CTRModel", "DCNv2", "DeepFM", "FiBiNET", "FwFM", "GatedModel", "Sizes", "XDeepFM"]

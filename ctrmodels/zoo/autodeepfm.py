@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, WideHead
 from ctrmodels.nn.towers import MLP
-from ctrmodels.zoo.base import CTRModel
+from ctrmodels.zoo.base import GatedModel
 
 
-class AutoDeepFM(CTRModel):
-    """First-order weights, gated pairs and an MLP over shared embeddings, for one binary objective.
+class AutoDeepFM(GatedModel):
+    """First-order weights, gated interactions and an MLP over shared embeddings, for one binary objective.
 
-    ``logit = b + sum_f w[id_f] + sum_m alpha_m BN(<e_i, e_j>_m) + MLP([e_1 .. e_F; numeric])``
+    ``logit = b + sum_f w[id_f] + sum_m alpha_m BN(product_m) + MLP([e_1 .. e_F; numeric])``
 
     The retrained network of "AutoFIS: Automatic Feature Interaction Selection in Factorization Models for
-    Click-Through Rate Prediction", KDD 2020, equation 4: a DeepFM whose pairs are those of an ArchSpec,
+    Click-Through Rate Prediction", KDD 2020, equation 4: a DeepFM whose interactions are those of an ArchSpec,
     normalised and gated. With no ``hidden`` widths it is the paper's AutoFM.
 
-    Shapes: B rows, F fields, D width, M pairs.
+    Shapes: B rows, F fields, D width, M interactions.
 
     Example::
 
@@ -38,7 +38,7 @@ class AutoDeepFM(CTRModel):
         hidden: widths of the MLP.
         dropout: of the MLP.
         l2: weight of the embeddings' squared norm.
-        gate_init: where the pairs' gates start.
+        gate_init: where the interactions' gates start.
         embedding: takes the place of the spec's embedding.
     """
 
@@ -53,3 +53,8 @@ class AutoDeepFM(CTRModel):
         """[B] logits."""
         logit = self.wide(encoded).squeeze(1)
         return logit if self.deep is None else logit + self.deep(encoded.flat).squeeze(1)
+
+    @property
+    def gated(self) -> nn.Module:
+        """The linear part, which has them."""
+        return self.wide

@@ -101,3 +101,12 @@ class CTRModel(nn.Module, ABC):
         return Cost(parameters_embedding=stored, parameters_other=other,
                     flops=linear + self.encoder.flops() + self.flops(),
                     bytes=4 * (stored + other) + overhead)
+
+
+class GatedModel(CTRModel):
+    """A model with a gate on every interaction of its spec, which a search may drive to zero."""
+
+    @property
+    @abstractmethod
+    def gated(self) -> nn.Module:
+        """The module whose parameter ``gates`` [M, 1] they are, in the order of the spec's interactions."""

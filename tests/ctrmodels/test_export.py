@@ -55,6 +55,16 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
     assert all(np.ptp(score) > 0.01 for score in found.values())
 
 
+@pytest.mark.parametrize("name", ["autodeepfm", "autoipnn", "mmoe"])
+def test_searched_interactions_are_exported(name: str, tmp_path: Path) -> None:
+    """Of every operation and order, on embeddings of their own, in single- and multi-objective models."""
+    model, rows = build(name, "uniform", grown=True), draw(700)
+    export_onnx(model, SCHEMA, tmp_path / "onnx")
+    assert_equal(Scorer(tmp_path / "onnx").score(rows["ids"], rows["numeric"], histories(rows)), eager(model, rows))
+    export_package(model, SCHEMA, tmp_path / "package")
+    assert model.cost() == build(name, "uniform", grown=True).cost()
+
+
 @pytest.mark.parametrize(("name", "alloc"), [
     ("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket"), ("dnn", "central_attention")])
 def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:

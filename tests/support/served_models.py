@@ -12,6 +12,7 @@ from ctrmodels.archspec import (
     ArchSpec,
     CentralResidual,
     FieldDimMask,
+    Interaction,
     PerBucket,
     PerField,
     Uniform,
@@ -21,9 +22,10 @@ from ctrmodels.archspec import (
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.export import Model
 from ctrmodels.multitask import ModelConfig, build_model
+from ctrmodels.nn.encoder import ProductNorm
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.table import tables
-from ctrmodels.zoo import MODELS, AutoDeepFM
+from ctrmodels.zoo import HOSTS, MODELS
 
 SCHEMA = Schema(
     fields=(Field("user", "categorical", 40, "user"), Field("price", "numeric", 5, "item"),
@@ -44,14 +46,21 @@ ALLOCS: Mapping[str, Alloc] = {
     "central_attention": CentralResidual("item", _NEAR.astype(np.int32), (_NEAR >= 0) * np.float32([1, 1, 1]),
                                          "attention"),
     "mask_with_init": ValueMask(_MASK, np.full(_MASK.shape, 0.1, np.float32))}
+# Every operation and order, on embeddings of their own of every kind that searches of interactions give.
+GROWN = (Interaction((0, 1)), *(Interaction(fields, op, table=table) for op, table in (
+    ("inner", "dense"), ("outer", "dense"), ("vector_kernel", "dims"), ("scalar_kernel", "single"))
+    for fields in ((0, 1), (1, 3), (0, 2, 3), (0, 1, 2, 3))))
+TABLES: Mapping[str, Alloc] = {
+    "dense": ALLOCS["uniform"], "dims": ALLOCS["field_dims"], "single": ALLOCS["mask"]}
 
 
-def build(name: str, alloc: str, schema: Schema = SCHEMA) -> Model:
+def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False) -> Model:
     """A model whose parameters and statistics all count, with the values that were pruned still at zero."""
-    spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc], interactions=all_pairs(schema))
+    spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc], interactions=GROWN if grown else all_pairs(schema),
+                       tables=TABLES if grown else {})
     torch.manual_seed(0)
-    if name in MODELS or name == "autodeepfm":
-        model: Model = MODELS.get(name, AutoDeepFM)(schema, spec, "click", dropout=0.1, l2=0.1)
+    if name in MODELS or name in HOSTS:
+        model: Model = {**HOSTS, **MODELS}[name](schema, spec, "click", dropout=0.1, l2=0.1)
     else:
         model = build_model(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1, experts=3))
         model.fit_targets(np.array([[1.0, 0.0, 3.0], [1.0, 1.0, 40.0]], np.float32))
@@ -62,6 +71,9 @@ def build(name: str, alloc: str, schema: Schema = SCHEMA) -> Model:
             assert norm.running_mean is not None and norm.running_var is not None
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2.0)
+            if isinstance(norm, ProductNorm) and norm.scale is not None:
+                norm.running_mean *= norm.scale
+                norm.running_var *= norm.scale.square()
         for table in tables(model):
             if table.mask is not None:
                 table.prune(table.mask)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from ctrmodels.archspec import Alloc, ArchSpec, FieldDimMask, ValueMask
+from ctrmodels.data.schema import Schema
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.optimiser import GRDA, RowGRDA
 from ctrmodels.search.progress import Progress
@@ -15,6 +17,7 @@ from ctrmodels.search.relaxation import GatedEmbedding
 from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
+from ctrmodels.zoo import CTRModel
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,20 @@ class AIMEDS:
     part: ClassVar[Part] = "embedding"
     kind: ClassVar[Kind] = "searched"
 
+    @property
+    def by_value(self) -> bool:
+        """Whether every id has gates of its own."""
+        return self.granularity == "value_dimension"
+
+    def embedding(self, schema: Schema, dim: int) -> GatedEmbedding:
+        """An embedding with all its gates."""
+        return GatedEmbedding(schema, dim, self.by_value, self.gate_init)
+
+    def allocation(self, embedding: GatedEmbedding) -> Alloc:
+        """What is left of it."""
+        kept = embedding.kept().cpu().numpy()
+        return ValueMask(kept) if self.by_value else FieldDimMask(kept)
+
     def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """The dimensions whose gates are not zero at the end.
 
@@ -52,36 +69,45 @@ class AIMEDS:
             RuntimeError: there are none.
         """
         seed_everything(seed)
-        schema, config = rows.schema, host.train
-        by_value = self.granularity == "value_dimension"
-        embedding = GatedEmbedding(schema, host.dim, by_value, self.gate_init)
+        schema = rows.schema
+        embedding = self.embedding(schema, host.dim)
         # Normalised rows have one norm, so that a penalty on it would act on the gates alone.
         network = replace(host, l2=0.0).build(schema, ArchSpec.dense(schema, host.dim), embedding)
+        found = self.train(network, [embedding], rows, host, seed, checkpoint)
+        if not embedding.kept().any():
+            raise RuntimeError(f"no gate outlived a threshold of {self.target_threshold:g}: lower "
+                               "search_embedding.aim_eds.target_threshold or raise gamma")
+        found.specs[self.name] = ArchSpec.of(schema, self.name, host.dim, alloc=self.allocation(embedding), seed=seed,
+                                             config=configuration(self))
+        if not self.by_value:
+            found.trace.append({"gates": np.round(embedding.parameter.detach().cpu().numpy(), 6).tolist()})
+        return found
+
+    def train(self, network: CTRModel, embeddings: Sequence[GatedEmbedding], rows: SearchRows, host: Host, seed: int,
+              checkpoint: Checkpoint | None = None) -> Found:
+        """Train ``network`` and the gates of those of its ``embeddings`` that have some; trace and steps."""
+        config = host.train
+        gates = [e.parameter for e in embeddings]
         optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
-                                   config.table_learning_rate, config.weight_decay, exclude=[embedding.parameter])
+                                   config.table_learning_rate, config.weight_decay, exclude=gates)
         trainer = Trainer(network, config, optimisers)
         train = trainer.loader(rows.both(), seed)
         trainer.planned = self.epochs * train.steps(0)
-        selection = (RowGRDA if by_value else GRDA)(
-            [embedding.parameter], self.target_threshold, trainer.planned, self.gamma, self.mu)
+        selection = (RowGRDA if self.by_value else GRDA)(
+            gates, self.target_threshold, trainer.planned, self.gamma, self.mu)
         optimisers.add_architecture(selection)
         progress = Progress(self, seed, trainer, checkpoint)
-        if by_value:
-            embedding.level = selection.level
-        found = progress.found
+
+        def rise() -> None:
+            for e in embeddings if self.by_value else ():
+                e.level = selection.level
+
+        rise()
         for epoch in progress.epochs(self.epochs):
             for _ in progress.steps(train):
-                if by_value:
-                    embedding.level = selection.level
-            found.trace.append({"epoch": epoch, "threshold": round(float(selection.level), 6),
-                                "kept": round(float(embedding.kept().float().mean()), 6)})
-        kept = embedding.kept().cpu().numpy()
-        if not kept.any():
-            raise RuntimeError(f"no gate outlived a threshold of {self.target_threshold:g}: lower "
-                               "search_embedding.aim_eds.target_threshold or raise gamma")
-        alloc: Alloc = ValueMask(kept) if by_value else FieldDimMask(kept)
-        found.specs[self.name] = ArchSpec.of(schema, self.name, host.dim, alloc=alloc, seed=seed,
-                                             config=configuration(self))
-        if not by_value:
-            found.trace.append({"gates": np.round(embedding.parameter.detach().cpu().numpy(), 6).tolist()})
-        return found
+                rise()
+            kept = np.mean([float(e.kept().float().mean()) for e in embeddings])
+            progress.found.trace.append({"epoch": epoch, "threshold": round(float(selection.level), 6),
+                                         "kept": round(float(kept), 6)})
+        progress.keep()
+        return progress.found

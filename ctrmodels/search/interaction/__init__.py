@@ -1,8 +1,9 @@
 """Searches of the feature interactions, one file per method."""
 
+from ctrmodels.search.interaction.aim import AIM
 from ctrmodels.search.interaction.all_pairs import AllPairs
 from ctrmodels.search.interaction.autofis import AutoFIS
 from ctrmodels.search.interaction.baseline import Baseline
 from ctrmodels.search.interaction.rules import MutualInformation, NoPairs, SplitGain
 
-__all__ = ["AllPairs", "AutoFIS", "Baseline", "MutualInformation", "NoPairs", "SplitGain"]
+__all__ = ["AIM", "AllPairs", "AutoFIS", "Baseline", "MutualInformation", "NoPairs", "SplitGain"]

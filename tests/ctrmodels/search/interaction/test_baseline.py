@@ -37,9 +37,9 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_a_search_of_pairs_needs_gated_pairs() -> None:
+def test_a_search_of_interactions_needs_gated_ones() -> None:
     log = planted_pairs(0, rows=500)
-    with pytest.raises(ValueError, match="autodeepfm, not dcnv2"):
+    with pytest.raises(ValueError, match="autodeepfm or autoipnn, not dcnv2"):
         AutoFIS().search(SearchRows(log.roles["train"], log.roles["arch"]), replace(HOST, model="dcnv2"), 0)
 
 

@@ -1,0 +1,137 @@
+"""Selecting interactions by gates: what all such searches share, and the stage that each of them runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ctrmodels.archspec import ArchSpec, Interaction
+from ctrmodels.data.schema import Schema
+from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows
+from ctrmodels.search.optimiser import GRDA
+from ctrmodels.search.progress import Progress
+from ctrmodels.training.checkpoint import Checkpoint
+from ctrmodels.training.optimisers import Optimisers
+from ctrmodels.training.trainer import Trainer, seed_everything
+from ctrmodels.zoo import GATED, GatedModel
+
+
+@dataclass
+class Selection:
+    """What one stage selected.
+
+    Attributes:
+        kept: candidates whose gate is not zero at the end, with it as their strength.
+        found: trace and steps.
+    """
+
+    kept: tuple[Interaction, ...]
+    found: Found
+
+
+@dataclass(frozen=True)
+class GatedSearch(ABC):
+    """Selection of interactions by a gate on each, behind a normalisation that keeps embeddings from undoing it.
+
+    ``logit = ... + sum_m alpha_m BN(product_m)``; Adam on the weights and GRDA on the candidates' gates, from the same
+    batch and backward pass. "AutoFIS: Automatic Feature Interaction Selection in Factorization Models for Click-Through
+    Rate Prediction", KDD 2020, sections 3.2 and 3.3.
+
+    Attributes:
+        target_threshold: GRDA's threshold at the last step; twice ``gate_init`` matches the published runs
+            (the published constant c belongs to their number of steps and does not carry over).
+        gamma, mu: of GRDA.
+        gate_init: where gates start.
+        epochs: passes over the rows, per stage.
+    """
+
+    target_threshold: float = 1.16
+    gamma: float = 1.0
+    mu: float = 0.8
+    gate_init: float = 0.6
+    epochs: int = 5
+
+    name: ClassVar[str]
+    part: ClassVar[Part] = "interaction"
+    kind: ClassVar[Kind] = "searched"
+
+    @abstractmethod
+    def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
+        """See :class:`~ctrmodels.search.base.SearchMethod`."""
+
+    def build(self, schema: Schema, host: Host, spec: ArchSpec) -> GatedModel:
+        """The host with a gate on every interaction of ``spec``.
+
+        Raises:
+            ValueError: the host has no gated interactions.
+        """
+        network = host.build(schema, host.complete(spec, schema), gate_init=self.gate_init)
+        if not isinstance(network, GatedModel):
+            raise ValueError(f"{self.name} needs a host with gated interactions: {' or '.join(GATED)}, "
+                             f"not {host.model}")
+        return network
+
+    def select(self, spec: ArchSpec, candidates: Sequence[Interaction], rows: SearchRows, host: Host, seed: int,
+               checkpoint: Checkpoint | None = None, **about: Any) -> Selection:
+        """Train the host on the interactions of ``spec``, which stay, and on ``candidates``, and select among these.
+
+        Args:
+            spec: embeddings that the candidates read, and what stays beside them; its gates are trained as weights.
+            candidates: other interactions.
+            rows, host, seed, checkpoint: as of a search.
+            about: goes into every entry of the trace.
+        """
+        seed_everything(seed)
+        config, stays = host.train, spec.interactions or ()
+        network = self.build(rows.schema, host, replace(spec, interactions=(*stays, *candidates)))
+        gates = _gates_behind(network.gated, len(stays))
+        optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
+                                   config.table_learning_rate, config.weight_decay, exclude=[gates])
+        trainer = Trainer(network, config, optimisers)
+        train = trainer.loader(rows.both(), seed)
+        trainer.planned = self.epochs * train.steps(0)
+        selection = GRDA([gates], self.target_threshold, trainer.planned, self.gamma, self.mu)
+        optimisers.add_architecture(selection)
+        progress = Progress(self, seed, trainer, checkpoint)
+        for epoch in progress.epochs(self.epochs):
+            for _ in progress.steps(train):
+                pass
+            progress.found.trace.append({**about, "epoch": epoch, "threshold": round(float(selection.level), 6),
+                                         "kept": int((gates != 0).sum())})
+        progress.keep()
+        strength = gates.detach().squeeze(1).tolist()
+        kept = tuple(replace(i, strength=a) for i, a in zip(candidates, strength, strict=True) if a)
+        return Selection(kept, progress.found)
+
+
+class _Joined(nn.Module):
+    """Gates as two parameters: of the first ``n`` interactions, and of those behind them."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+
+    def forward(self, first: Tensor, behind: Tensor) -> Tensor:
+        """[n, K] and [M - n, K] → [M, K]."""
+        return torch.cat([first, behind])
+
+    def right_inverse(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """[M, K] → [n, K] and [M - n, K]."""
+        return gates[:self.n].clone(), gates[self.n:].clone()
+
+
+def _gates_behind(gated: nn.Module, n: int) -> nn.Parameter:
+    """The gates behind the first ``n``, as a parameter of its own in ``gated``."""
+    if n:
+        parametrize.register_parametrization(gated, "gates", _Joined(n))
+        gates = gated.parametrizations["gates"].original1  # type: ignore[index,union-attr]
+    else:
+        gates = gated.gates
+    assert isinstance(gates, nn.Parameter)
+    return gates
