@@ -66,9 +66,9 @@ def _random_alloc(spec: ArchSpec, alloc: Alloc, schema: Schema, rng: np.random.G
     if isinstance(alloc, PerBucket):
         return _random_buckets(spec, alloc, schema, rng)
     if isinstance(alloc, FieldDimMask):
-        counts = _random_widths(tuple(alloc.mask.sum(1)), candidates or set(range(spec.out_dim + 1)),
+        counts = _random_widths(tuple(alloc.mask.sum(1)), candidates or set(range(alloc.mask.shape[1] + 1)),
                                 lambda widths: int((widths * vocab).sum()), rng)
-        order = np.arange(spec.out_dim)[None] if candidates else rng.random(alloc.mask.shape).argsort(1)
+        order = np.arange(alloc.mask.shape[1])[None] if candidates else rng.random(alloc.mask.shape).argsort(1)
         return FieldDimMask(order < np.array(counts)[:, None])
     if isinstance(alloc, ValueMask):
         mask = np.zeros(alloc.mask.size, bool)

@@ -31,6 +31,7 @@ from ctrmodels.errors import InputError
 from ctrmodels.multitask import ModelConfig, build_model
 from ctrmodels.nn.encoder import build_embedding
 from ctrmodels.search import Host, SearchRows, random_control, retrain
+from ctrmodels.search.controls import TOLERANCE
 from ctrmodels.training import TrainConfig
 from ctrmodels.training.trainer import Trainer
 from tests.support.served_models import ALLOCS, DIM, SCHEMA, draw, histories
@@ -173,4 +174,5 @@ def test_the_random_control_of_the_interactions_goes_with_the_embedding_too(name
     assert drawn.alloc is None
     for kind in ("per_field", "central"):
         found, random = (host_cost(merge(embedding(kind), spec)) for spec in (second, drawn))
-        assert (found.parameters, found.bytes) == (random.parameters, random.bytes)
+        assert random.parameters == pytest.approx(found.parameters, rel=TOLERANCE)  # masks are drawn within it
+        assert random.bytes == pytest.approx(found.bytes, rel=TOLERANCE)
