@@ -6,7 +6,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -1042,117 +1043,313 @@ Tensor relu_backward(const Tensor& gradient, const Tensor& output, const Tensor&
 // ---------------------------------------------------------------------------------------------------------------
 // Interactions
 
-constexpr int64_t kLanes = 8;  // a sum is kept in so many parts, which compilers turn into one register
+constexpr int64_t kLanes = 16;  // rows that are computed at once
+using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 
-// Of D values: the sum of a * b * c.
-float weighted_dot(const float* a, const float* b, const float* c, int64_t d) {
-  std::array<float, kLanes> lanes{};
-  int64_t j = 0;
-  for (; j + kLanes <= d; j += kLanes)
-    for (int64_t k = 0; k < kLanes; ++k) lanes[k] += a[j + k] * b[j + k] * c[j + k];
-  for (int64_t k = 0; j < d; ++j, ++k) lanes[k] += a[j] * b[j] * c[j];
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t k = 0; k < half; ++k) lanes[k] += lanes[k + half];
-  return lanes[0];
-}
+// The values of up to kLanes rows, one value of all rows after the other; rows that are not there are zero.
+struct Tile {
+  std::vector<Lanes> values;
+  int64_t width;
 
-// The fields of M combinations, and weights [M, D] of their products.
-struct Combinations {
-  const int64_t* slots;  // [p, M]
-  const float* weights;
-  int64_t p, m, d;
+  explicit Tile(int64_t width_) : values(width_), width(width_) {}
+  float* data() { return reinterpret_cast<float*>(values.data()); }
 
-  Combinations(const Tensor& fields, const Tensor& weights_, const Tensor& slots_)
-      : p(slots_.size(0)), m(weights_.size(0)), d(weights_.size(1)) {
-    check(fields, at::kFloat, 3, "fields");
-    check(weights_, at::kFloat, 2, "weights");
-    check(slots_, at::kLong, 2, "slots");
-    TORCH_CHECK(p >= 2 && slots_.size(1) == m && fields.size(2) == d, "shapes do not fit");
-    slots = slots_.const_data_ptr<int64_t>();
-    weights = weights_.const_data_ptr<float>();
-    for (int64_t k = 0; k < p * m; ++k) row_at(slots, k, fields.size(1));
+  void load(const float* rows, int64_t count) {
+    if (count < kLanes) std::fill(values.begin(), values.end(), Lanes{});
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = 0; c < width; ++c) data()[c * kLanes + r] = rows[r * width + c];
   }
 
-  // Where in a row [F, D] the values begin of the field in place s of combination k.
-  int64_t at(int64_t s, int64_t k) const { return slots[s * m + k] * d; }
-
-  // The weight of combination k times the fields in all places but two [D]; `space` [D] holds it if there are any.
-  const float* left(const float* row, int64_t k, int64_t one, int64_t other, float* space) const {
-    const float* weight = weights + k * d;
-    if (p == 2) return weight;
-    std::copy(weight, weight + d, space);
-    for (int64_t s = 0; s < p; ++s) {
-      if (s == one || s == other) continue;
-      const float* x = row + at(s, k);
-      for (int64_t j = 0; j < d; ++j) space[j] *= x[j];
-    }
-    return space;
+  void store(float* rows, int64_t count) {
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t c = 0; c < width; ++c) rows[r * width + c] = data()[c * kLanes + r];
   }
 };
 
-// fields [B, F, D], weights [M, D] and slots int64 [p, M], the p different fields of every combination ->
-// [B, M], the sum over d of weights[m, d] times the product over s of fields[b, slots[s, m], d].
-Tensor weighted_products(const Tensor& fields, const Tensor& weights, const Tensor& slots) {
-  const Combinations of(fields, weights, slots);
-  const int64_t b = fields.size(0), width = fields.size(1) * of.d, d = of.d;
-  Tensor result = at::empty({b, of.m}, fields.options());
-  const float* x = fields.const_data_ptr<float>();
-  float* out = result.mutable_data_ptr<float>();
-  at::parallel_for(0, b, grain(of.m * d), [&](int64_t begin, int64_t end) {
-    std::vector<float> space(d);
+// M combinations of p fields each, and weights [M, D] of their products, if there are any.
+struct Combinations {
+  const int64_t* slots;  // [p, M]
+  const float* weights = nullptr;
+  int64_t p, m, f, d;
+
+  Combinations(const Tensor& fields, const std::optional<Tensor>& weights_, const Tensor& slots_)
+      : p(slots_.size(0)), m(slots_.size(1)), f(fields.size(1)), d(fields.size(2)) {
+    check(fields, at::kFloat, 3, "fields");
+    check(slots_, at::kLong, 2, "slots");
+    TORCH_CHECK(p >= 2, "a combination has two fields or more");
+    slots = slots_.const_data_ptr<int64_t>();
+    for (int64_t k = 0; k < p * m; ++k) row_at(slots, k, f);
+    if (weights_) {
+      check(*weights_, at::kFloat, 2, "weights");
+      TORCH_CHECK(weights_->size(0) == m && weights_->size(1) == d, "shapes do not fit");
+      weights = weights_->const_data_ptr<float>();
+    }
+  }
+
+  // Whether they are so many pairs that all of them are as quick.
+  bool many_pairs() const { return p == 2 && weights == nullptr && 8 * m >= f * f; }
+
+  // Where in a tile the values begin of the field in place s of combination k.
+  int64_t at(int64_t s, int64_t k) const { return slots[s * m + k] * d; }
+
+  // Of one dimension j: weight and all fields of combination k but those in places 0 and 1.
+  Lanes rest(const Lanes* x, int64_t k, int64_t j) const {
+    Lanes product = Lanes{} + (weights ? weights[k * d + j] : 1.0f);
+    for (int64_t s = 2; s < p; ++s) product *= x[at(s, k) + j];
+    return product;
+  }
+};
+
+constexpr int64_t kRows = 4;  // of a matrix, that are multiplied while another is read once
+
+int64_t whole(int64_t n, int64_t part) { return (n + part - 1) / part * part; }
+
+// A row's fields [F, D], in whole registers, filled up with zeros.
+struct Padded {
+  int64_t f, d, blocks;
+  std::vector<Lanes> values;
+
+  Padded(int64_t f_, int64_t d_) : f(f_), d(d_), blocks(whole(d_, kLanes) / kLanes), values(f_ * blocks) {}
+  void load(const float* row) {
+    float* to = reinterpret_cast<float*>(values.data());
+    for (int64_t i = 0; i < f; ++i) std::copy(row + i * d, row + (i + 1) * d, to + i * blocks * kLanes);
+  }
+};
+
+// [F, F] of one row with all its products: where among them each pair's stands, one way round and the other.
+std::array<std::vector<int64_t>, 2> pair_cells(const Combinations& of, int64_t stride) {
+  std::array<std::vector<int64_t>, 2> cells{std::vector<int64_t>(of.m), std::vector<int64_t>(of.m)};
+  for (int64_t k = 0; k < of.m; ++k) {
+    const int64_t a = of.slots[k], c = of.slots[of.m + k];
+    cells[0][k] = a * stride + c;
+    cells[1][k] = c * stride + a;
+  }
+  return cells;
+}
+
+// products() of many unweighted pairs: all inner products of a row's fields, of which the pairs' are kept.
+void pair_products(const Combinations& of, const float* fields, float* out, int64_t b) {
+  const int64_t f = of.f, d = of.d, m = of.m, blocks = whole(f, kLanes) / kLanes;
+  const std::vector<int64_t> cells = pair_cells(of, blocks * kLanes)[0];
+  at::parallel_for(0, b, grain(f * f * d / 2), [&](int64_t begin, int64_t end) {
+    std::vector<Lanes> across(d * blocks), gram(whole(f, kRows) * blocks);  // the row with its fields side by side
+    std::vector<float> row(whole(f, kRows) * d);
+    float* turned = reinterpret_cast<float*>(across.data());
+    const float* all = reinterpret_cast<const float*>(gram.data());
     for (int64_t i = begin; i < end; ++i) {
-      const float* row = x + i * width;
-      for (int64_t k = 0; k < of.m; ++k)
-        out[i * of.m + k] = weighted_dot(of.left(row, k, 0, 1, space.data()), row + of.at(0, k), row + of.at(1, k), d);
+      std::copy(fields + i * f * d, fields + (i + 1) * f * d, row.data());
+      for (int64_t a = 0; a < f; ++a)
+        for (int64_t j = 0; j < d; ++j) turned[j * blocks * kLanes + a] = row[a * d + j];
+      for (int64_t a = 0; a < f; a += kRows)
+        for (int64_t c = 0; c < blocks; ++c) {
+          std::array<Lanes, kRows> sums{};
+          for (int64_t j = 0; j < d; ++j)
+            for (int64_t r = 0; r < kRows; ++r) sums[r] += row[(a + r) * d + j] * across[j * blocks + c];
+          for (int64_t r = 0; r < kRows; ++r) gram[(a + r) * blocks + c] = sums[r];
+        }
+      for (int64_t k = 0; k < m; ++k) out[i * m + k] = all[cells[k]];
+    }
+  });
+}
+
+// Its gradient: of a row's fields, the symmetric matrix of the pairs' gradients times the fields.
+void pair_products_backward(const Combinations& of, const float* gradient, const float* fields, float* out, int64_t b) {
+  const int64_t f = of.f, d = of.d, m = of.m;
+  const auto cells = pair_cells(of, f);
+  at::parallel_for(0, b, grain(f * f * d), [&](int64_t begin, int64_t end) {
+    Padded x(f, d);
+    std::vector<float> matrix(whole(f, kRows) * f);
+    for (int64_t i = begin; i < end; ++i) {
+      const float* g = gradient + i * m;
+      for (const std::vector<int64_t>& cell : cells)
+        for (int64_t k = 0; k < m; ++k) matrix[cell[k]] = g[k];
+      x.load(fields + i * f * d);
+      for (int64_t a = 0; a < f; a += kRows)
+        for (int64_t block = 0; block < x.blocks; ++block) {
+          std::array<Lanes, kRows> sums{};
+          for (int64_t c = 0; c < f; ++c)
+            for (int64_t r = 0; r < kRows; ++r) sums[r] += matrix[(a + r) * f + c] * x.values[c * x.blocks + block];
+          const int64_t width = std::min(kLanes, d - block * kLanes);
+          for (int64_t r = 0; r < std::min(kRows, f - a); ++r) {
+            const float* sum = reinterpret_cast<const float*>(&sums[r]);
+            std::copy(sum, sum + width, out + (i * f + a + r) * d + block * kLanes);
+          }
+        }
+    }
+  });
+}
+
+// fields [B, F, D], perhaps weights [M, D], and slots int64 [p, M], the p different fields of every combination ->
+// [B, M], the sum over d of weights[m, d] times the product over s of fields[b, slots[s, m], d].
+Tensor products(const Tensor& fields, const std::optional<Tensor>& weights, const Tensor& slots) {
+  const Combinations of(fields, weights, slots);
+  const int64_t b = fields.size(0), m = of.m, d = of.d, tiles = (b + kLanes - 1) / kLanes;
+  Tensor result = at::empty({b, m}, fields.options());
+  const float* from = fields.const_data_ptr<float>();
+  float* out = result.mutable_data_ptr<float>();
+  if (of.many_pairs()) {
+    pair_products(of, from, out, b);
+    return result;
+  }
+  at::parallel_for(0, tiles, grain(kLanes * m * d), [&](int64_t begin, int64_t end) {
+    Tile tile(of.f * d);
+    const Lanes* x = tile.values.data();
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = t * kLanes, count = std::min(kLanes, b - first);
+      tile.load(from + first * tile.width, count);
+      for (int64_t k = 0; k < m; ++k) {
+        const Lanes *a = x + of.at(0, k), *c = x + of.at(1, k);
+        Lanes sum{};
+        for (int64_t j = 0; j < d; ++j) sum += a[j] * c[j] * of.rest(x, k, j);
+        for (int64_t r = 0; r < count; ++r) out[(first + r) * m + k] = sum[r];
+      }
     }
   });
   return result;
 }
 
-// gradient [B, M] of the result, and its arguments -> the gradients of fields and weights.
-std::tuple<Tensor, Tensor> weighted_products_backward(const Tensor& gradient, const Tensor& fields,
-                                                      const Tensor& weights, const Tensor& slots) {
+// gradient [B, M] of the result, and its arguments -> the gradients of fields, and of weights or nothing. A weight's is
+// summed lane by lane over parts of the tiles, which are as many on any machine.
+std::tuple<Tensor, Tensor> products_backward(const Tensor& gradient, const Tensor& fields,
+                                             const std::optional<Tensor>& weights, const Tensor& slots) {
   const Combinations of(fields, weights, slots);
   check(gradient, at::kFloat, 2, "gradient");
-  const int64_t b = fields.size(0), width = fields.size(1) * of.d, d = of.d;
-  TORCH_CHECK(gradient.size(0) == b && gradient.size(1) == of.m, "shapes do not fit");
-  Tensor of_fields = at::zeros_like(fields), of_weights = at::empty_like(weights);
-  const float *x = fields.const_data_ptr<float>(), *g = gradient.const_data_ptr<float>();
+  const int64_t b = fields.size(0), m = of.m, d = of.d, p = of.p, tiles = (b + kLanes - 1) / kLanes;
+  TORCH_CHECK(gradient.size(0) == b && gradient.size(1) == m, "shapes do not fit");
+  const int64_t most = std::clamp<int64_t>(tiles, 1, 16), parts = std::clamp<int64_t>(b * m * d / (64 * kGrain), 1, most);
+  Tensor of_fields = at::empty_like(fields);
+  Tensor of_weights = at::zeros({of.weights ? m : 0, d}, fields.options());
+  std::vector<std::vector<Lanes>> partial(parts);
+  const float *from = fields.const_data_ptr<float>(), *g = gradient.const_data_ptr<float>();
   float* to = of_fields.mutable_data_ptr<float>();
-  sum_over_parts(b, of.m * d, of_weights.mutable_data_ptr<float>(), [&](int64_t i, float* sums) {
-    thread_local std::vector<float> space;
-    space.resize(d);
-    const float* row = x + i * width;
-    float* of_row = to + i * width;
-    for (int64_t k = 0; k < of.m; ++k) {
-      const float scale = g[i * of.m + k];
-      const float *weight = of.weights + k * d, *a = row + of.at(0, k), *c = row + of.at(1, k);
-      float* __restrict__ sum = sums + k * d;
-      if (of.p == 2) {
-        float *__restrict__ of_a = of_row + of.at(0, k), *__restrict__ of_c = of_row + of.at(1, k);
-        for (int64_t j = 0; j < d; ++j) {
-          const float by_a = scale * a[j], by_c = scale * c[j];
-          of_a[j] += weight[j] * by_c;
-          of_c[j] += weight[j] * by_a;
-          sum[j] += by_a * c[j];
+  if (of.many_pairs()) {
+    pair_products_backward(of, g, from, to, b);
+    return {of_fields, of_weights};
+  }
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    Tile tile(of.f * d), pulled(of.f * d);
+    const Lanes* x = tile.values.data();
+    Lanes* y = pulled.values.data();
+    for (int64_t part = begin; part < end; ++part) {
+      std::vector<Lanes>& sums = partial[part];
+      sums.assign(of.weights ? m * d : 0, Lanes{});
+      for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
+        const int64_t first = t * kLanes, count = std::min(kLanes, b - first);
+        tile.load(from + first * tile.width, count);
+        std::fill(pulled.values.begin(), pulled.values.end(), Lanes{});
+        for (int64_t k = 0; k < m; ++k) {
+          const Lanes *a = x + of.at(0, k), *c = x + of.at(1, k);
+          Lanes *of_a = y + of.at(0, k), *of_c = y + of.at(1, k);
+          Lanes scale{};
+          for (int64_t r = 0; r < count; ++r) scale[r] = g[(first + r) * m + k];
+          for (int64_t j = 0; j < d; ++j) {
+            const Lanes rest = scale * of.rest(x, k, j), both = a[j] * c[j];
+            of_a[j] += rest * c[j];
+            of_c[j] += rest * a[j];
+            if (p == 2) {
+              if (of.weights) sums[k * d + j] += scale * both;
+              continue;
+            }
+            Lanes all = scale * both;
+            for (int64_t s = 2; s < p; ++s) {
+              Lanes others = all * (of.weights ? of.weights[k * d + j] : 1.0f);
+              for (int64_t o = 2; o < p; ++o)
+                if (o != s) others *= x[of.at(o, k) + j];
+              y[of.at(s, k) + j] += others;
+            }
+            if (!of.weights) continue;
+            for (int64_t s = 2; s < p; ++s) all *= x[of.at(s, k) + j];
+            sums[k * d + j] += all;
+          }
         }
-        continue;
+        pulled.store(to + first * tile.width, count);
       }
-      for (int64_t s = 0; s < of.p; ++s) {
-        const int64_t next = s == 0 ? 1 : 0;
-        const float *left = of.left(row, k, s, next, space.data()), *other = row + of.at(next, k);
-        float* __restrict__ of_s = of_row + of.at(s, k);
-        for (int64_t j = 0; j < d; ++j) of_s[j] += scale * left[j] * other[j];
-      }
-      std::fill(space.begin(), space.end(), scale);
-      for (int64_t s = 0; s < of.p; ++s) {
-        const float* other = row + of.at(s, k);
-        for (int64_t j = 0; j < d; ++j) space[j] *= other[j];
-      }
-      for (int64_t j = 0; j < d; ++j) sum[j] += space[j];
     }
   });
+  if (of.weights) {
+    float* sum = of_weights.mutable_data_ptr<float>();
+    for (const std::vector<Lanes>& sums : partial)
+      for (int64_t i = 0; i < m * d; ++i)
+        for (int64_t r = 0; r < kLanes; ++r) sum[i] += sums[i][r];
+  }
   return {of_fields, of_weights};
+}
+
+// x [B, M], gates [M] and eps [M] -> [B], each column normalised over the rows and times its gate, summed; and the
+// columns' means and variances [M].
+std::tuple<Tensor, Tensor, Tensor> gated_norm(const Tensor& x, const Tensor& gates, const Tensor& eps) {
+  check(x, at::kFloat, 2, "x");
+  check(gates, at::kFloat, 1, "gates");
+  check(eps, at::kFloat, 1, "eps");
+  const int64_t b = x.size(0), m = x.size(1);
+  TORCH_CHECK(gates.numel() == m && eps.numel() == m, "shapes do not fit");
+  Tensor result = at::empty({b}, x.options()), means = at::empty({m}, x.options()), variances = at::empty({m}, x.options());
+  const float *from = x.const_data_ptr<float>(), *gate = gates.const_data_ptr<float>(), *e = eps.const_data_ptr<float>();
+  float *mean = means.mutable_data_ptr<float>(), *variance = variances.mutable_data_ptr<float>();
+  sum_over_parts(b, m, mean, [&](int64_t i, float* __restrict__ sum) {
+    const float* row = from + i * m;
+    for (int64_t k = 0; k < m; ++k) sum[k] += row[k];
+  });
+  for (int64_t k = 0; k < m; ++k) mean[k] /= b;
+  sum_over_parts(b, m, variance, [&](int64_t i, float* __restrict__ sum) {
+    const float* row = from + i * m;
+    for (int64_t k = 0; k < m; ++k) sum[k] += (row[k] - mean[k]) * (row[k] - mean[k]);
+  });
+  std::vector<float> weight(m);
+  for (int64_t k = 0; k < m; ++k) {
+    variance[k] /= b;
+    weight[k] = gate[k] / std::sqrt(variance[k] + e[k]);
+  }
+  float* out = result.mutable_data_ptr<float>();
+  at::parallel_for(0, b, grain(m), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::array<float, kLanes> sums{};
+      const float* row = from + i * m;
+      int64_t k = 0;
+      for (; k + kLanes <= m; k += kLanes)
+        for (int64_t l = 0; l < kLanes; ++l) sums[l] += (row[k + l] - mean[k + l]) * weight[k + l];
+      for (; k < m; ++k) sums[0] += (row[k] - mean[k]) * weight[k];
+      out[i] = std::accumulate(sums.begin(), sums.end(), 0.0f);
+    }
+  });
+  return {result, means, variances};
+}
+
+// gradient [B] of the result, its arguments, means and variances -> the gradients of x and gates.
+std::tuple<Tensor, Tensor> gated_norm_backward(const Tensor& gradient, const Tensor& x, const Tensor& gates,
+                                               const Tensor& eps, const Tensor& means, const Tensor& variances) {
+  check(gradient, at::kFloat, 1, "gradient");
+  check(x, at::kFloat, 2, "x");
+  const int64_t b = x.size(0), m = x.size(1);
+  for (const Tensor& t : {gates, eps, means, variances}) TORCH_CHECK(t.numel() == m, "shapes do not fit");
+  TORCH_CHECK(gradient.numel() == b, "shapes do not fit");
+  Tensor of_x = at::empty_like(x), of_gates = at::empty({m}, x.options());
+  const float *from = x.const_data_ptr<float>(), *g = gradient.const_data_ptr<float>(), *mean = means.const_data_ptr<float>();
+  const float *gate = gates.const_data_ptr<float>(), *e = eps.const_data_ptr<float>(), *v = variances.const_data_ptr<float>();
+  float *to = of_x.mutable_data_ptr<float>(), *of_gate = of_gates.mutable_data_ptr<float>();
+  sum_over_parts(b, m, of_gate, [&](int64_t i, float* __restrict__ sum) {
+    const float *row = from + i * m, scale = g[i];
+    for (int64_t k = 0; k < m; ++k) sum[k] += scale * (row[k] - mean[k]);
+  });
+  double total = 0.0;
+  for (int64_t i = 0; i < b; ++i) total += g[i];
+  const float average = static_cast<float>(total / b);
+  std::vector<float> weight(m), pull(m);
+  for (int64_t k = 0; k < m; ++k) {
+    const float inverse = 1.0f / std::sqrt(v[k] + e[k]);
+    weight[k] = gate[k] * inverse;
+    pull[k] = weight[k] * inverse * inverse * of_gate[k] / b;
+    of_gate[k] *= inverse;
+  }
+  at::parallel_for(0, b, grain(m), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = from + i * m;
+      float* __restrict__ out = to + i * m;
+      const float scale = g[i] - average;
+      for (int64_t k = 0; k < m; ++k) out[k] = weight[k] * scale - pull[k] * (row[k] - mean[k]);
+    }
+  });
+  return {of_x, of_gates};
 }
 
 }  // namespace
@@ -1194,10 +1391,14 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("dot_relu_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums, Tensor bias)");
   m.def("relu_backward(Tensor gradient, Tensor output, Tensor(a!) result) -> Tensor sums");
   m.def("take(Tensor[] columns, Tensor index) -> Tensor[]");
-  m.def("weighted_products(Tensor fields, Tensor weights, Tensor slots) -> Tensor");
+  m.def("products(Tensor fields, Tensor? weights, Tensor slots) -> Tensor");
   m.def(
-      "weighted_products_backward(Tensor gradient, Tensor fields, Tensor weights, Tensor slots) -> (Tensor of_fields, "
+      "products_backward(Tensor gradient, Tensor fields, Tensor? weights, Tensor slots) -> (Tensor of_fields, "
       "Tensor of_weights)");
+  m.def("gated_norm(Tensor x, Tensor gates, Tensor eps) -> (Tensor result, Tensor means, Tensor variances)");
+  m.def(
+      "gated_norm_backward(Tensor gradient, Tensor x, Tensor gates, Tensor eps, Tensor means, Tensor variances) -> "
+      "(Tensor of_x, Tensor of_gates)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
@@ -1225,6 +1426,8 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("dot_relu_backward", dot_relu_backward);
   m.impl("relu_backward", relu_backward);
   m.impl("take", take);
-  m.impl("weighted_products", weighted_products);
-  m.impl("weighted_products_backward", weighted_products_backward);
+  m.impl("products", products);
+  m.impl("products_backward", products_backward);
+  m.impl("gated_norm", gated_norm);
+  m.impl("gated_norm_backward", gated_norm_backward);
 }

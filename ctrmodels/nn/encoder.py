@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ctrmodels import ranks
 from ctrmodels.allocation import Alloc, CentralResidual, FieldDimMask, PerBucket, PerField, Uniform, ValueMask
 from ctrmodels.archspec import MAIN, ArchSpec, Interaction
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
+from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.dropout import Dropout
 from ctrmodels.nn.embedding import (
     INIT_SD,
@@ -175,23 +177,50 @@ class ProductNorm(BatchNorm):
     """Batch normalisation of interactions without scale and shift, so that a gate alone says how much one counts.
 
     AutoFIS, KDD 2020, section 3.3; momentum and epsilon as in its published code, since small-variance products blow up
-    at PyTorch's defaults. Embeddings start small, so that with every further field a product starts smaller by the same
-    factor: it is multiplied by the inverse first, or epsilon would silence all interactions of three fields and more.
+    at PyTorch's defaults. Embeddings start small, so that a product starts smaller by the same factor with every
+    further field: so does the root of its epsilon, or that would silence all interactions of three fields and more.
 
     Args:
         interactions: M of them.
     """
 
-    scale: Tensor | None
+    epsilon: Tensor
 
     def __init__(self, interactions: Sequence[Interaction]) -> None:
-        super().__init__(len(interactions), momentum=0.01, eps=1e-3)
-        scale = torch.tensor([INIT_SD ** (2 - i.order) for i in interactions])
-        self.register_buffer("scale", scale if (scale != 1).any() else None, persistent=False)
+        super().__init__(len(interactions), momentum=0.01)
+        epsilon = [1e-3 * INIT_SD ** (2 * (i.order - 2)) for i in interactions]
+        self.register_buffer("epsilon", torch.tensor(epsilon), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, M] → [B, M]."""
-        return super().forward(x if self.scale is None else x.float() * self.scale)
+        x = x.float()
+        centre, variance = self.statistics(x) if self.training else (self.running_mean, self.running_var)
+        assert centre is not None and variance is not None
+        return (x - centre) * (variance + self.epsilon).rsqrt()
+
+    def gated(self, x: Tensor, gates: Tensor) -> Tensor:
+        """Sum of the normalised interactions by their ``gates`` [M, K]: [B, M] → [B, K]."""
+        if not (self.training and gates.shape[1] == 1 and ranks.count() == 1 and kernels(x)):
+            return self(x) @ gates
+        total, centre, variance = _GatedNorm.apply(x.float().contiguous(), gates.squeeze(1), self.epsilon)
+        self.follow(centre, variance, len(x))
+        return cast(Tensor, total).unsqueeze(1)
+
+
+class _GatedNorm(torch.autograd.Function):
+    """The training form of :meth:`ProductNorm.gated` for one output, which writes no normalised product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gates: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gates = gates.contiguous()
+        total, centre, variance = compiled().gated_norm(x, gates, epsilon)
+        ctx.save_for_backward(x, gates, epsilon, centre, variance)
+        ctx.mark_non_differentiable(centre, variance)
+        return total, centre, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *compiled().gated_norm_backward(gradients[0].contiguous(), *ctx.saved_tensors), None
 
 
 class WideHead(FirstOrder):
@@ -213,4 +242,4 @@ class WideHead(FirstOrder):
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
         out = super().forward(encoded)
-        return out if self.norm is None else out + self.norm(encoded.products) @ self.gates
+        return out if self.norm is None else out + self.norm.gated(encoded.products, self.gates)

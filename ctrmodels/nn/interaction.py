@@ -30,15 +30,16 @@ def common_prefixes(combinations: Sequence[tuple[int, ...]]) -> list[tuple[tuple
 class InnerProducts(nn.Module):
     """``sum_d prod_s e_sd`` of chosen combinations of fields, all of one order p.
 
-    The products of p - 1 fields, of which combinations have many in common, times all fields are one batched matrix
-    product: of pairs it is the Gram matrix, so that 741 pairs of 39 fields cost one product instead of 741 gathered
-    copies.
+    Compiled, a handful of rows at a time in registers. By torch, the products of p - 1 fields, of which combinations
+    have many in common, times all fields as one batched matrix product: of pairs the Gram matrix, so that 741 pairs of
+    39 fields cost one product instead of 741 gathered copies.
 
     Args:
         combinations: M tuples of p fields, each once.
         n_fields: F.
     """
 
+    slots: Tensor
     prefixes: Tensor
     cells: Tensor
 
@@ -48,22 +49,40 @@ class InnerProducts(nn.Module):
         parts = common_prefixes(combinations) if order > 2 else [(c[:1], c[1]) for c in combinations]
         heads = sorted({head for head, _ in parts}) if order > 2 else [(f,) for f in range(n_fields)]
         place = {head: i for i, head in enumerate(heads)}
+        self.register_buffer("slots", torch.tensor(combinations).T.contiguous(), persistent=False)  # [p, M]
         self.register_buffer("prefixes", torch.tensor(heads).T.contiguous(), persistent=False)  # [p - 1, U]
         self.register_buffer("cells", torch.tensor([place[head] * n_fields + last for head, last in parts]),
                              persistent=False)
 
     def forward(self, fields: Tensor) -> Tensor:
         """[B, F, D] → [B, M]."""
-        if len(self.prefixes) == 1:
-            return torch.bmm(fields, fields.transpose(1, 2)).flatten(1).index_select(1, self.cells)
-        if torch.compiler.is_exporting():  # a graph holds no loop over an unknown number of rows
-            return torch.bmm(_product(fields, self.prefixes), fields.transpose(1, 2)).flatten(1).index_select(
-                1, self.cells)
-        return cast(Tensor, _PrefixProducts.apply(fields, self.prefixes, self.cells))
+        if kernels(fields):
+            return cast(Tensor, _CompiledProducts.apply(fields, None, self.slots))
+        if len(self.prefixes) > 1 and not torch.compiler.is_exporting():
+            return cast(Tensor, _PrefixProducts.apply(fields, self.prefixes, self.cells))
+        # Of pairs; a graph for export holds no loop over an unknown number of rows either.
+        left = _product(fields, self.prefixes) if len(self.prefixes) > 1 else fields
+        return torch.bmm(left, fields.transpose(1, 2)).flatten(1).index_select(1, self.cells)
 
     def flops(self, dim: int) -> int:
         """Operations per row, of the chosen ones alone."""
         return 2 * dim * len(self.cells) + dim * (len(self.prefixes) - 1) * self.prefixes.shape[1]
+
+
+class _CompiledProducts(torch.autograd.Function):
+    """Products, perhaps weighted, of which no more is ever written down than their sums."""
+
+    @staticmethod
+    def forward(ctx: Any, fields: Tensor, weights: Tensor | None, slots: Tensor) -> Tensor:
+        fields = fields.contiguous()
+        ctx.save_for_backward(fields, weights, slots)
+        return cast(Tensor, compiled().products(fields, weights, slots))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        fields, weights, slots = ctx.saved_tensors
+        of_fields, of_weights = compiled().products_backward(gradients[0].contiguous(), fields, weights, slots)
+        return of_fields, of_weights if weights is not None else None, None
 
 
 def _product(fields: Tensor, slots: Tensor) -> Tensor:
@@ -144,39 +163,36 @@ class VectorKernels(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """[B, F, D] → [B, M]."""
+        if kernels(fields):
+            return cast(Tensor, _CompiledProducts.apply(fields, self.kernels, self.slots))
         if torch.compiler.is_exporting():
             return (_product(fields, self.slots) * self.kernels).sum(2)
-        return cast(Tensor, _VectorKernels.apply(fields, self.kernels, self.slots))
+        return cast(Tensor, _WeightedProducts.apply(fields, self.kernels, self.slots))
 
     def flops(self, dim: int) -> int:
         """Operations per row."""
         return self.slots.numel() * dim + dim * self.slots.shape[1]
 
 
-class _VectorKernels(torch.autograd.Function):
-    """Weighted products, of which no more is ever written down than their sums."""
+class _WeightedProducts(torch.autograd.Function):
+    """Weighted products of some rows at a time, computed again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, fields: Tensor, kernels_: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(fields, kernels_, slots)
-        if kernels(fields):
-            return cast(Tensor, compiled().weighted_products(fields.contiguous(), kernels_.contiguous(), slots))
-        out = fields.new_empty(len(fields), len(kernels_))
-        for x, found in _chunks(kernels_.numel(), fields, out):
-            found.copy_((_product(x, slots) * kernels_).sum(2))
+    def forward(ctx: Any, fields: Tensor, weights: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(fields, weights, slots)
+        out = fields.new_empty(len(fields), len(weights))
+        for x, found in _chunks(weights.numel(), fields, out):
+            found.copy_((_product(x, slots) * weights).sum(2))
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        fields, kernels_, slots = ctx.saved_tensors
-        if kernels(fields):
-            return *compiled().weighted_products_backward(
-                gradients[0].contiguous(), fields.contiguous(), kernels_.contiguous(), slots), None
-        of_fields, of_kernels = torch.zeros_like(fields), torch.zeros_like(kernels_)
-        for x, g, into in _chunks(kernels_.numel(), fields, gradients[0], of_fields):
-            of_kernels += (_product(x, slots) * g.unsqueeze(2)).sum(0)
-            _spread(into, x, slots, kernels_ * g.unsqueeze(2))
-        return of_fields, of_kernels, None
+        fields, weights, slots = ctx.saved_tensors
+        of_fields, of_weights = torch.zeros_like(fields), torch.zeros_like(weights)
+        for x, g, into in _chunks(weights.numel(), fields, gradients[0], of_fields):
+            of_weights += (_product(x, slots) * g.unsqueeze(2)).sum(0)
+            _spread(into, x, slots, weights * g.unsqueeze(2))
+        return of_fields, of_weights, None
 
 
 class OuterProducts(nn.Module):

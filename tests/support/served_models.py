@@ -22,7 +22,6 @@ from ctrmodels.archspec import (
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.export import Model
 from ctrmodels.multitask import ModelConfig, build_model
-from ctrmodels.nn.encoder import ProductNorm
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.table import tables
 from ctrmodels.zoo import HOSTS, MODELS
@@ -71,9 +70,6 @@ def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False) -
             assert norm.running_mean is not None and norm.running_var is not None
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2.0)
-            if isinstance(norm, ProductNorm) and norm.scale is not None:
-                norm.running_mean *= norm.scale
-                norm.running_var *= norm.scale.square()
         for table in tables(model):
             if table.mask is not None:
                 table.prune(table.mask)
