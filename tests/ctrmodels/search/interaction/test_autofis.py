@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from ctrmodels.archspec import ArchSpec, all_combinations, all_pairs
+from ctrmodels.archspec import ArchSpec, Uniform, all_combinations, all_pairs
 from ctrmodels.data.planted import planted_pairs, planted_triples
 from ctrmodels.search import AllPairs, AutoFIS, Found, Host, SearchRows, random_control, retrain
 
@@ -106,7 +106,7 @@ def test_planted_pairs_and_triples_are_found(fm_host, seeds):
 def test_random_pairs_and_triples_fail_the_same_test(fm_host):
     log = planted_triples(1)
     every = [*all_pairs(log.schema), *all_combinations(log.schema, 3, table="order_3")]
-    spec = ArchSpec.of(log.schema, "stub", 8, interactions=tuple(every))
+    spec = ArchSpec.of(log.schema, "stub", 8, interactions=tuple(every), tables={"order_3": Uniform(8)})
     chosen = np.random.default_rng(0).choice(len(every), 12, replace=False)
     with pytest.raises(AssertionError):
         assert_both_orders_are_recovered(
