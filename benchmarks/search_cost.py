@@ -21,7 +21,7 @@ import torch
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import display_log
-from ctrmodels.search import AIM, AIMEDS, NIS, PEP, AutoDim, AutoEmb, AutoFIS, Host, SearchMethod, SearchRows
+from ctrmodels.search import AIM, AIMEDS, NIS, PEP, AutoDim, AutoEmb, AutoFIS, AutoGroup, Host, SearchMethod, SearchRows
 from ctrmodels.training import TrainConfig
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -44,6 +44,7 @@ def methods(epochs: int) -> dict[str, SearchMethod]:
         "autofis, pairs and triples": AutoFIS(epochs=epochs, orders=(2, 3)),
         "aim, pairs": AIM(epochs=epochs, order=2, dimensions=None),
         "aim, pairs and triples": AIM(epochs=epochs, order=3, dimensions=None),
+        "autogroup": AutoGroup(epochs=epochs),
     }
 
 

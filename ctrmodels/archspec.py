@@ -30,12 +30,14 @@ from ctrmodels.allocation import (
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 
-__all__ = ["Alloc", "ArchSpec", "CentralResidual", "Cost", "FieldDimMask", "Group", "Interaction", "Op", "PerBucket",
-           "PerField", "Uniform", "ValueMask", "all_combinations", "all_pairs", "id_widths", "merge", "model_fields"]
+__all__ = ["Alloc", "ArchSpec", "CentralResidual", "Compensation", "Cost", "FieldDimMask", "Group", "Interaction", "Op",
+           "PerBucket", "PerField", "Uniform", "ValueMask", "all_combinations", "all_pairs", "id_widths", "merge",
+           "model_fields"]
 
 VERSION = 2
 MAIN = ""  # the name of the embedding that all parts of a network share
 Op = Literal["inner", "outer", "vector_kernel", "scalar_kernel", "micronet"]
+Compensation = Literal["formula", "code"]
 
 
 @dataclass(frozen=True, order=True)
@@ -74,11 +76,15 @@ class Group:
         fields: the members, as in :class:`Interaction`, rising.
         order: the power p; of order 1, the sum itself, a vector.
         table: the name of the embedding in ``ArchSpec.tables`` that it reads; empty = the network's own.
+        lambda_c: how much of the fields' own powers is taken away from the power of their sum.
+        compensation: of which fields: the members alone (``formula``); or all, and at order 1 as well (``code``).
     """
 
     fields: tuple[int, ...]
     order: int
     table: str = MAIN
+    lambda_c: float = 1.0
+    compensation: Compensation = "formula"
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,7 @@ class ArchSpec:
             "schema_hash": self.schema_hash, "vocab_hash": self.vocab_hash, "roles_hash": self.roles_hash,
             "fields": list(self.fields), "out_dim": self.out_dim, "embedding": documents.pop(MAIN, None),
             "interactions": interactions,
-            "groups": [{"fields": list(g.fields), "order": g.order, "table": g.table} for g in self.groups],
+            "groups": [{**vars(g), "fields": list(g.fields)} for g in self.groups],
             "tables": documents, "cost": None if self.cost is None else vars(self.cost),
             "result": {k: float(v) for k, v in self.result.items()},
         }, arrays
@@ -218,7 +224,7 @@ class ArchSpec:
             interactions=None if raw["interactions"] is None else tuple(
                 Interaction(tuple(i["fields"]), i["op"], i["strength"], i["table"], tuple(i["genes"]))
                 for i in raw["interactions"]),
-            groups=tuple(Group(tuple(g["fields"]), g["order"], g["table"]) for g in raw["groups"]),
+            groups=tuple(Group(**{**g, "fields": tuple(g["fields"])}) for g in raw["groups"]),
             tables={name: alloc(name, document) for name, document in raw["tables"].items()},
             cost=None if raw["cost"] is None else Cost(**raw["cost"]), result=raw["result"])
 

@@ -22,7 +22,8 @@ SOURCES = ("movielens-100k", "files", "simulated")
 EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim", "pep", "aim_eds", "nis",
                      "autoemb", "res_embedding")
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
-INTERACTION_METHODS = ("all_pairs", "no_pairs", "mutual_information", "split_gain", "autofis", "aim", *BASELINES)
+INTERACTION_METHODS = ("all_pairs", "no_pairs", "mutual_information", "split_gain", "autofis", "aim", "autogroup",
+                       *BASELINES)
 GATED_HOSTS = ("autodeepfm", "autoipnn")
 HOSTS = (*GATED_HOSTS, *(name for name in BASELINES if name not in ("lr", "din")))
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm")
@@ -670,6 +671,33 @@ class Aim(Gates):
     dimensions: AimEds | None = AimEds()
 
 
+class AutoGroup(Section):
+    """AutoGroup (SIGIR 2020): groups of fields, each raised to its order's power, by straight-through memberships.
+
+    Attributes:
+        groups: number of groups of every order from 1 on.
+        dims: width of the embedding that each order from 2 on has of its own.
+        learning_rate: of Adam on the memberships; far above 1 they flip with the sign of the last gradients.
+        temperature: of their softmax; far below 1 few of them learn from a batch.
+        lambda_c: how much of the fields' own powers is taken away from the power of their sum.
+        compensation: of which fields: the members, as in the paper's formula; or all, as in the published code.
+    """
+
+    groups: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (4, 16, 16)
+    dims: tuple[Annotated[int, Field(ge=1)], ...] = (8, 8)
+    learning_rate: Annotated[float, Field(gt=0)] = 0.03
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    lambda_c: Annotated[float, Field(ge=0, le=1)] = 1.0
+    compensation: Literal["formula", "code"] = "formula"
+    epochs: Annotated[int, Field(ge=1)] = 6
+
+    @model_validator(mode="after")
+    def _orders(self) -> AutoGroup:
+        if not any(self.groups) or len(self.dims) != len(self.groups) - 1:
+            raise ValueError("groups needs a number above 0, and dims one width per order from 2 on")
+        return self
+
+
 class SearchInteraction(Section):
     """Which interaction searches run, how often, and towards which objective (``null`` = the first).
 
@@ -691,6 +719,7 @@ class SearchInteraction(Section):
     host: Literal[GATED_HOSTS] = "autodeepfm"  # type: ignore[valid-type]
     autofis: AutoFis = AutoFis()
     aim: Aim = Aim()
+    autogroup: AutoGroup = AutoGroup()
 
 
 class Mmoe(Section):

@@ -12,6 +12,7 @@ from ctrmodels.search import (
     AIMEDS,
     AllPairs,
     AutoFIS,
+    AutoGroup,
     Baseline,
     MutualInformation,
     NoPairs,
@@ -31,7 +32,7 @@ def aim(dimensions: dict[str, Any] | None, **settings: Any) -> AIM:
 
 METHODS: Mapping[str, Callable[..., SearchMethod]] = {
     "all_pairs": AllPairs, "no_pairs": NoPairs, "mutual_information": MutualInformation, "split_gain": SplitGain,
-    "autofis": AutoFIS, "aim": aim}
+    "autofis": AutoFIS, "aim": aim, "autogroup": AutoGroup}
 
 
 def method_of(key: str, params: Params) -> SearchMethod:

@@ -198,6 +198,27 @@ def planted_functions(seed: int, rows: int = 40_000, fields: int = 6, values: in
         "probability": encoded.by_role(p), "inner": halves[0], "kernel": halves[1]})
 
 
+def planted_groups(seed: int, rows: int = 40_000, fields: int = 10, values: int = 10, effect: float = 1.6) -> Planted:
+    """Fields that count only together: one group of three, and one of two.
+
+    Every value of a field has a code of +1 or -1, as many of each; the logit is ``effect`` times the product of the
+    codes of fields 1, 4 and 7, plus ``effect`` times that of fields 0 and 5. No field, and no pair of the three, says
+    anything by itself. A search for groups has to put the three into one of order 3.
+
+    Truth: ``groups``, the tuples of fields; ``codes``, float [fields, vocab] by id (0 for the out-of-vocabulary id).
+    """
+    rng = np.random.default_rng(seed)
+    codes = rng.permuted(np.where(np.arange(values) % 2, 1.0, -1.0)[None].repeat(fields, 0), axis=1)
+    drawn = rng.integers(values, size=(rows, fields))
+    code = codes[np.arange(fields), drawn]
+    groups = ((0, 5), (1, 4, 7))
+    p = _sigmoid(effect * sum((code[:, group].prod(axis=1) for group in groups), np.zeros(rows)))
+    encoded = _Encoded(drawn, [values] * fields)
+    return encoded.planted((rng.random(rows) < p)[:, None], {
+        "probability": encoded.by_role(p), "groups": groups,
+        "codes": np.stack([encoded.by_id(codes[f], f) for f in range(fields)])})
+
+
 def planted_head(seed: int, rows: int = 40_000, fields: int = 4, values: int = 300, zipf: float = 1.2,
                  rank: int = 3, head: int = 30, scale: float = 0.9) -> Planted:
     """Zipf ids of which only the ``head`` most frequent values of each field carry information.

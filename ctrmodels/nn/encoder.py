@@ -25,7 +25,8 @@ from ctrmodels.nn.embedding import (
     PerFieldEmbedding,
     UniformEmbedding,
 )
-from ctrmodels.nn.flat import flat_width, lay_out
+from ctrmodels.nn.flat import appended, appended_width, flat_width, lay_out
+from ctrmodels.nn.group import Groups
 from ctrmodels.nn.interaction import Products
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.residual import ResidualEmbedding
@@ -39,7 +40,7 @@ class Encoded:
 
     Attributes:
         fields: [B, F, D] embedding of every field.
-        flat: [B, W] fields laid side by side and the numeric values; what an MLP reads.
+        flat: [B, W] fields laid side by side, the numeric values, and what groups of fields give; what an MLP reads.
         products: [B, M] one number per interaction of the spec.
         pair_sum: [B] sum of all fields' pairs; empty unless the encoder was asked for it.
         penalty: scalar, ``l2`` times the squared norm of the embeddings, per row, and what the embedding adds of its
@@ -87,7 +88,7 @@ class FeatureEncoder(nn.Module):
 
     Args:
         schema: the log.
-        spec: which embedding, which interactions.
+        spec: which embedding, which interactions, which groups.
         dropout: on ``flat``.
         l2: weight of ``Encoded.penalty``.
         embedding: takes the place of the spec's embedding (a search's relaxation of it).
@@ -95,7 +96,7 @@ class FeatureEncoder(nn.Module):
 
     Attributes:
         width: W.
-        tables: the embeddings that only interactions read, by name.
+        tables: the embeddings that only interactions and groups read, by name.
         n_products: M.
     """
 
@@ -110,10 +111,13 @@ class FeatureEncoder(nn.Module):
                                      for name, alloc in spec.tables.items()})
         self.n_fields = self.layout.n_fields
         dims = {name: cast(FieldEmbedding, table).dim for name, table in self.tables.items()}
-        self.products = Products(spec.interactions, self.n_fields, {MAIN: self.embedding.dim, **dims})
+        dims = {MAIN: self.embedding.dim, **dims}
+        self.products = Products(spec.interactions, self.n_fields, dims)
+        self.groups = Groups(spec.groups, self.n_fields, dims)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
-        self.width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
+        plain = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
+        self.width = appended_width(plain, self.groups.width)
         self.n_products = len(self.products)
 
     def forward(self, batch: Batch) -> Encoded:
@@ -126,7 +130,8 @@ class FeatureEncoder(nn.Module):
         if self.l2:
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
-        return Encoded(fields, self.dropout(flat), products, pair_sum, penalty, lookup, batch.numeric, batch)
+        flat = self.dropout(appended(flat, self.groups(by_name)))
+        return Encoded(fields, flat, products, pair_sum, penalty, lookup, batch.numeric, batch)
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
         """[B, F, D] and [B, N] → [B, W], with dropout."""
@@ -134,7 +139,7 @@ class FeatureEncoder(nn.Module):
 
     @property
     def embeddings(self) -> list[FieldEmbedding]:
-        """The network's embedding, and those of interactions."""
+        """The network's embedding, and those of interactions and groups."""
         return [self.embedding, *(cast(FieldEmbedding, table) for table in self.tables.values())]
 
     def stored(self) -> tuple[int, int, int]:
@@ -143,8 +148,8 @@ class FeatureEncoder(nn.Module):
                 sum(p.numel() for e in self.embeddings for p in e.parameters()))
 
     def flops(self) -> int:
-        """Operations per row: projections and interactions."""
-        return sum(e.flops() for e in self.embeddings) + self.products.flops()
+        """Operations per row: projections, interactions and groups."""
+        return sum(e.flops() for e in self.embeddings) + self.products.flops() + self.groups.flops()
 
 
 class FirstOrder(nn.Module):

@@ -16,7 +16,16 @@ from ctrmodels.search.embedding import (
     StreamingAutoEmb,
     UniformWidth,
 )
-from ctrmodels.search.interaction import AIM, AllPairs, AutoFIS, Baseline, MutualInformation, NoPairs, SplitGain
+from ctrmodels.search.interaction import (
+    AIM,
+    AllPairs,
+    AutoFIS,
+    AutoGroup,
+    Baseline,
+    MutualInformation,
+    NoPairs,
+    SplitGain,
+)
 from ctrmodels.search.trial import retrain
 
 __all__ = [
@@ -29,6 +38,7 @@ __all__ = [
     "AutoDim",
     "AutoEmb",
     "AutoFIS",
+    "AutoGroup",
     "Baseline",
     "Found",
     "FrequencyRule",

@@ -133,13 +133,18 @@ class Step:
 
     Attributes:
         loss: scalar, not yet read from the device.
-        rows: of the batch, on this rank.
+        batch: that it was on, this rank's part.
         taken: updates so far, with this one.
     """
 
     loss: Tensor
-    rows: int
+    batch: Batch
     taken: int
+
+    @property
+    def rows(self) -> int:
+        """Of the batch, on this rank."""
+        return len(self.batch)
 
 
 class Trainer:
@@ -202,7 +207,7 @@ class Trainer:
         """Train on the batches of one epoch after the first ``skip``; yields after every step."""
         self.network.train()
         for batch in loader.epoch(epoch, skip):
-            yield Step(self.step(batch), len(batch), self.taken)
+            yield Step(self.step(batch), batch, self.taken)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, the state of random numbers with it; :meth:`load` restores it."""

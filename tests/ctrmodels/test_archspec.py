@@ -52,6 +52,10 @@ SPECS = [
     ArchSpec.of(SCHEMA, "graph", 8, alloc=graph()),
     ArchSpec.of(SCHEMA, "fused", 8, alloc=graph(fusion="attention")),
     ArchSpec.of(SCHEMA, "penalised", 8, alloc=graph(lambda_r=0.01)),
+    *(ArchSpec.of(SCHEMA, f"groups {i}", 8, interactions=(), groups=(Group((0, 1), 1), group),
+                  tables={"own": Uniform(4)}) for i, group in enumerate((
+          Group((0, 1, 3), 3, "own"), Group((0, 1, 3), 2, "own"), Group((0, 1, 3), 3),
+          Group((0, 1, 3), 3, "own", 0.5), Group((0, 1, 3), 3, "own", 0.5, "code")))),
     ArchSpec.of(SCHEMA, "weighted", 8, alloc=graph(weights=2 * graph().weights)),
 ]
 
@@ -65,6 +69,7 @@ def test_load_gives_back_what_save_wrote(spec, tmp_path):
     for path in tmp_path.glob("archspec.*"):
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
     assert (loaded.seed, loaded.cost, dict(loaded.result)) == (spec.seed, spec.cost, dict(spec.result))
+    assert loaded.groups == spec.groups
 
 
 def test_the_id_tells_architectures_apart_and_ignores_who_found_them():

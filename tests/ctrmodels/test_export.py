@@ -57,7 +57,7 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["autodeepfm", "autoipnn", "mmoe"])
 def test_searched_interactions_are_exported(name: str, tmp_path: Path) -> None:
-    """Of every operation and order, on embeddings of their own, in single- and multi-objective models."""
+    """Of every operation and order, and groups, on embeddings of their own, in single- and multi-objective models."""
     model, rows = build(name, "uniform", grown=True), draw(700)
     export_onnx(model, SCHEMA, tmp_path / "onnx")
     assert_equal(Scorer(tmp_path / "onnx").score(rows["ids"], rows["numeric"], histories(rows)), eager(model, rows))

@@ -12,6 +12,7 @@ from ctrmodels.archspec import (
     ArchSpec,
     CentralResidual,
     FieldDimMask,
+    Group,
     Interaction,
     PerBucket,
     PerField,
@@ -49,6 +50,8 @@ ALLOCS: Mapping[str, Alloc] = {
 GROWN = (Interaction((0, 1)), *(Interaction(fields, op, table=table) for op, table in (
     ("inner", "dense"), ("outer", "dense"), ("vector_kernel", "dims"), ("scalar_kernel", "single"))
     for fields in ((0, 1), (1, 3), (0, 2, 3), (0, 1, 2, 3))))
+GROUPS = (Group((0, 2, 4), 1), Group((0, 3), 2, "dense"), Group((1, 2, 4), 3, "dims"),
+          Group((0, 1), 3, "single", 0.5, "code"))
 TABLES: Mapping[str, Alloc] = {
     "dense": ALLOCS["uniform"], "dims": ALLOCS["field_dims"], "single": ALLOCS["mask"]}
 
@@ -56,7 +59,7 @@ TABLES: Mapping[str, Alloc] = {
 def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False) -> Model:
     """A model whose parameters and statistics all count, with the values that were pruned still at zero."""
     spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc], interactions=GROWN if grown else all_pairs(schema),
-                       tables=TABLES if grown else {})
+                       groups=GROUPS if grown else (), tables=TABLES if grown else {})
     torch.manual_seed(0)
     if name in MODELS or name in HOSTS:
         model: Model = {**HOSTS, **MODELS}[name](schema, spec, "click", dropout=0.1, l2=0.1)

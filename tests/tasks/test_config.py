@@ -89,6 +89,8 @@ def test_keys_and_values_outside_the_models(key: str, value: Any, shown: str) ->
     ({"search_embedding__methods": ["uniform", "pep", "pep"]}, "search_embedding.methods names 'pep' twice"),
     ({"retrain__models": ["esmm", "esmm"]}, "retrain.models names 'esmm' twice"),
     ({"search_interaction__methods": ["autofis"]}, "must contain 'all_pairs'"),
+    ({"search_interaction__autogroup": {"groups": [4, 8], "dims": [8, 8]}}, "one width per order from 2 on"),
+    ({"search_interaction__autogroup": {"groups": [0, 0], "dims": [8]}}, "groups needs a number above 0"),
     ({"training__embedding_dim": 8}, "must not exceed training.embedding_dim"),
 ])
 def test_keys_that_contradict_one_another(changes: dict[str, Any], says: str) -> None:

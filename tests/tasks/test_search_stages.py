@@ -122,6 +122,24 @@ def test_every_rule_for_interactions_is_a_stage(key, workspace, monkeypatch):
     assert figures == {"training_curves", *scored}
 
 
+def test_autogroup_is_a_stage(workspace, monkeypatch):
+    """Its groups are a table, and what its seeds agree in is compared with chance."""
+    monkeypatch.setenv("CTRMODELS_WORKERS", "1")
+    raw = raw_params()
+    raw["search_interaction"] |= {"methods": ["all_pairs", "autogroup"],
+                                  "autogroup": {"groups": [2, 3, 3], "dims": [3, 4], "epochs": 1}}
+    folder = run(workspace, "search_interaction", search_interaction, "autogroup", raw)
+    manifest.verify(folder)
+    found, random = json.loads((folder / "candidates.json").read_text())
+    assert (found["kind"], random["kind"]) == ("searched", "random")
+    groups = ArchSpec.load(folder / "specs/autogroup").groups
+    table = Figure.load(folder / "figures/kept_autogroup.json")
+    assert len(table.values) == len(groups) > 0
+    figures = {p.stem for p in (folder / "figures").glob("*.json")}
+    assert {"training_curves", "stability", "kept_autogroup"} <= figures
+    assert 0 < json.loads((folder / "metrics.json").read_text())["autogroup.jaccard.groups_of_order_2"] <= 1
+
+
 def test_quality_stands_against_flops_and_the_number_of_interactions_with_the_controls(workspace):
     shown = {cost: Figure.load(workspace / f"outputs/select_interaction/figures/quality_against_{cost}.json")
              for cost in ("cost", "interactions")}

@@ -15,6 +15,7 @@ from ctrmodels.data import ROLES
 from ctrmodels.data.planted import (
     Planted,
     planted_funnel,
+    planted_groups,
     planted_head,
     planted_interests,
     planted_pairs,
@@ -23,8 +24,8 @@ from ctrmodels.data.planted import (
     planted_widths,
 )
 
-GENERATORS = (planted_pairs, planted_sparse, planted_head, planted_widths, planted_funnel, planted_interests,
-              planted_stream)
+GENERATORS = (planted_pairs, planted_sparse, planted_groups, planted_head, planted_widths, planted_funnel,
+              planted_interests, planted_stream)
 
 
 def click_probability(planted: Planted, role: str) -> np.ndarray:
@@ -96,6 +97,22 @@ def test_planted_pairs_show_in_the_labels_and_single_fields_do_not() -> None:
 
     others = [p for p in combinations(range(10), 2) if p not in planted.truth["pairs"]][:6]
     assert auc(planted.truth["pairs"]) > auc(others) + 0.15
+
+
+def test_groups_are_the_whole_truth_and_their_parts_say_nothing() -> None:
+    planted = planted_groups(0)
+    codes, groups, rows = planted.truth["codes"], planted.truth["groups"], planted.roles["train"]
+    assert groups == ((0, 5), (1, 4, 7))
+    signs = codes[np.arange(10), rows.ids]
+    logit = 1.6 * sum(signs[:, group].prod(axis=1) for group in groups)
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), click_probability(planted, "train"))
+
+    def correlation(group: tuple[int, ...]) -> float:
+        return abs(np.corrcoef(signs[:, group].prod(axis=1), rows.labels[:, 0])[0, 1])
+
+    assert min(map(correlation, groups)) > 0.3
+    parts = [part for n in (1, 2) for part in combinations(range(10), n) if part != (0, 5)]
+    assert max(map(correlation, parts)) < 4 / np.sqrt(len(signs))
 
 
 def test_head_values_are_informative_and_tail_values_are_not() -> None:

@@ -19,12 +19,14 @@ from ctrmodels.archspec import (
     ArchSpec,
     Cost,
     FieldDimMask,
+    Group,
     Interaction,
     PerField,
     Uniform,
     all_combinations,
     all_pairs,
     merge,
+    model_fields,
 )
 from ctrmodels.data.dataset import Rows
 from ctrmodels.errors import InputError
@@ -37,6 +39,7 @@ from ctrmodels.training.trainer import Trainer
 from tests.support.served_models import ALLOCS, DIM, SCHEMA, draw, histories
 
 HOST = Host("click", dim=DIM, hidden=(8,), train=TrainConfig(epochs=1, batch_size=64, learning_rate=0.05, device="cpu"))
+FIELDS = len(model_fields(SCHEMA))
 PAIRS, TRIPLES = all_pairs(SCHEMA), all_combinations(SCHEMA, 3)
 EMBEDDINGS: Mapping[str, Alloc] = ALLOCS
 INTERACTIONS: Mapping[str, dict[str, Any]] = {
@@ -51,6 +54,9 @@ INTERACTIONS: Mapping[str, dict[str, Any]] = {
           for triple in TRIPLES[::4])), "tables": {"third": PerField((2, 5, 3, DIM))}},
     "pruned_tables": {"interactions": tuple(replace(pair, table="second") for pair in PAIRS[::3]),
                       "tables": {"second": FieldDimMask(np.random.default_rng(3).random((4, DIM)) < 0.6)}},
+    "groups": {"interactions": PAIRS[:2], "tables": {"order2": Uniform(3), "order3": Uniform(5)},
+               "groups": (Group((0, 2), 1), Group((0, 1, 4), 2, "order2"), Group((1, 2, 3), 3, "order3"),
+                          Group((0, 3, 4), 3, "order3", 0.5, "code"))},
 }
 
 
@@ -109,7 +115,9 @@ def test_it_costs_the_sum_of_its_parts(pair: tuple[str, str]) -> None:
     kernels = sum({"vector_kernel": _width(second, i), "scalar_kernel": 1}.get(i.op, 0) for i in second.interactions)
     vectors = sum(order * width for order, width in {
         (i.table, i.order): (i.order, _width(second, i)) for i in second.interactions if i.op == "outer"}.values())
-    assert added["parameters_other"] == len(second.interactions) + kernels + vectors
+    weights = sum(FIELDS if g.compensation == "code" else len(g.fields) for g in second.groups)
+    inputs = -(-sum(DIM if g.order == 1 else 1 for g in second.groups) // 8) * 8  # of the MLP
+    assert added["parameters_other"] == len(second.interactions) + kernels + vectors + weights + HOST.hidden[0] * inputs
     assert added["bytes"] == 4 * (added["parameters_embedding"] + added["parameters_other"])
     if pair[1] == "pairs":
         assert added["flops"] == len(second.interactions) * (2 * DIM + 2)

@@ -11,7 +11,19 @@ import torch
 
 from ctrmodels.data.planted import Planted, planted_head, planted_pairs, planted_stream
 from ctrmodels.errors import InputError
-from ctrmodels.search import AIMEDS, NIS, PEP, AutoDim, AutoEmb, AutoFIS, Found, Host, SearchMethod, SearchRows
+from ctrmodels.search import (
+    AIMEDS,
+    NIS,
+    PEP,
+    AutoDim,
+    AutoEmb,
+    AutoFIS,
+    AutoGroup,
+    Found,
+    Host,
+    SearchMethod,
+    SearchRows,
+)
 from ctrmodels.training import TrainConfig
 from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import Trainer
@@ -33,6 +45,7 @@ SEARCHES: dict[str, tuple[SearchMethod, Planted]] = {
     "autoemb, previous": (AutoEmb(candidates=(2, 8), every=3, min_vocab=20, decide_on="previous",
                                   epochs=2), STREAM),
     "autofis": (AutoFIS(epochs=2, target_threshold=0.6), PAIRS),
+    "autogroup": (AutoGroup(groups=(2, 3, 3), dims=(3, 4), epochs=2), PAIRS),
 }
 
 
