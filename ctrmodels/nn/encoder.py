@@ -21,8 +21,9 @@ from ctrmodels.nn.embedding import (
     PerFieldEmbedding,
     UniformEmbedding,
 )
-from ctrmodels.nn.flat import flat_width, lay_out
+from ctrmodels.nn.flat import appended, appended_width, flat_width, lay_out
 from ctrmodels.nn.interaction import Products
+from ctrmodels.nn.micronet import MicroNets
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.residual import ResidualEmbedding
 from ctrmodels.nn.table import Layout, Lookup, Table
@@ -35,8 +36,8 @@ class Encoded:
 
     Attributes:
         fields: [B, F, D] embedding of every field.
-        flat: [B, W] fields laid side by side and the numeric values; what an MLP reads.
-        products: [B, M] one number per interaction of the spec.
+        flat: [B, W] fields laid side by side, the numeric values, and the micro-networks' vectors; what an MLP reads.
+        products: [B, M] one number per interaction of the spec that is no micro-network.
         pair_sum: [B] sum of all fields' pairs; empty unless the encoder was asked for it.
         penalty: scalar, ``l2`` times the squared norm of the embeddings, per row, and what the embedding adds of its
             own; part of every loss.
@@ -106,10 +107,12 @@ class FeatureEncoder(nn.Module):
                                      for name, alloc in spec.tables.items()})
         self.n_fields = self.layout.n_fields
         dims = {name: cast(FieldEmbedding, table).dim for name, table in self.tables.items()}
-        self.products = Products(spec.interactions, self.n_fields, {MAIN: self.embedding.dim, **dims})
+        self.products = Products(spec.products, self.n_fields, {MAIN: self.embedding.dim, **dims})
+        self.micronets = MicroNets(spec.micronets, self.embedding.dim)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
-        self.width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
+        plain = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
+        self.width = appended_width(plain, self.micronets.width)
         self.n_products = len(self.products)
 
     def forward(self, batch: Batch) -> Encoded:
@@ -122,7 +125,8 @@ class FeatureEncoder(nn.Module):
         if self.l2:
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
-        return Encoded(fields, self.dropout(flat), products, pair_sum, penalty, lookup, batch.numeric, batch)
+        flat = self.dropout(appended(flat, self.micronets(fields)))
+        return Encoded(fields, flat, products, pair_sum, penalty, lookup, batch.numeric, batch)
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
         """[B, F, D] and [B, N] → [B, W], with dropout."""
@@ -139,8 +143,8 @@ class FeatureEncoder(nn.Module):
                 sum(p.numel() for e in self.embeddings for p in e.parameters()))
 
     def flops(self) -> int:
-        """Operations per row: projections and interactions."""
-        return sum(e.flops() for e in self.embeddings) + self.products.flops()
+        """Operations per row: projections and interactions, micro-networks among them."""
+        return sum(e.flops() for e in self.embeddings) + self.products.flops() + self.micronets.flops()
 
 
 class FirstOrder(nn.Module):
@@ -179,7 +183,7 @@ class WideHead(FirstOrder):
 
     def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:
         super().__init__(schema, n_outputs)
-        n = len(spec.interactions or ())
+        n = len(spec.products)
         self.norm = BatchNorm(n, momentum=0.01, eps=1e-3) if n else None
         self.gates = nn.Parameter(torch.full((n, n_outputs), gate_init))
 

@@ -5,6 +5,7 @@ Notation: B rows, F fields, D width, N numeric values, W = F*D + N, rounded up b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,20 @@ class LaidOut(NamedTuple):
 def flat_width(n_fields: int, dim: int, n_numeric: int) -> int:
     """W: a multiple of 8, so that every row begins where processors like to read; the columns added are zero."""
     return -(-(n_fields * dim + n_numeric) // 8) * 8
+
+
+def appended_width(width: int, others: int) -> int:
+    """Columns of :func:`appended`: again a multiple of 8."""
+    return flat_width(1, width, others) if others else width
+
+
+def appended(flat: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """``flat`` [B, W] with ``others`` [B, ..] behind it, in its type, and as many columns of zeros as it takes."""
+    if not others:
+        return flat
+    columns = sum(part.shape[1] for part in others)
+    filling = appended_width(flat.shape[1], columns) - flat.shape[1] - columns
+    return torch.cat([flat, *(part.to(flat.dtype) for part in others), flat.new_zeros(flat.shape[0], filling)], 1)
 
 
 def lay_out(fields: Tensor, numeric: Tensor, pairs: bool = False) -> LaidOut:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch.onnx._internal.exporter import _onnx_program
 
-from ctrmodels.archspec import Alloc, ArchSpec, ValueMask
+from ctrmodels.archspec import Alloc, ArchSpec, ValueMask, all_pairs
 from ctrmodels.data import Field, Objective, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.export import export_onnx, export_package
 from ctrmodels.multitask.spaces import score_names
 from ctrmodels.serving import Scorer
 from ctrmodels.zoo import DNN
-from tests.support.served_models import ALLOCS, SCHEMA, build, draw, eager, histories
+from tests.support.served_models import ALLOCS, MICRONETS, SCHEMA, build, draw, eager, histories
 
 # Where a mask's values start makes no other graph: one model shows it.
 SINGLE = [("deepfm", "mask_with_init"), *((name, alloc) for name in ("deepfm", "dcnv2", "autodeepfm")
@@ -65,6 +65,21 @@ def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Pat
         rows = {key: torch.from_numpy(values) for key, values in draw(n).items()}
         found = scores(rows.pop("ids"), rows.pop("numeric"), rows)
         assert_equal({key: score.numpy() for key, score in found.items()}, eager(model, draw(n)))
+
+
+@pytest.mark.parametrize("name", ["autodeepfm", "mmoe"])
+def test_micro_networks_score_as_in_the_model(name: str, tmp_path: Path) -> None:
+    model = build(name, "uniform", interactions=(*all_pairs(SCHEMA), *MICRONETS))
+    export_onnx(model, SCHEMA, tmp_path / "onnx")
+    export_package(model, SCHEMA, tmp_path / "package")
+    scores = torch.export.load(tmp_path / "package" / "model.pt2").module()
+    for n in (1, 7, 700):
+        rows = draw(n)
+        expected = eager(model, rows)
+        assert_equal(Scorer(tmp_path / "onnx").score(rows["ids"], rows["numeric"], histories(rows)), expected)
+        tensors = {key: torch.from_numpy(values) for key, values in rows.items()}
+        found = scores(tensors.pop("ids"), tensors.pop("numeric"), tensors)
+        assert_equal({key: score.numpy() for key, score in found.items()}, expected)
 
 
 def test_the_folder_holds_all_that_serving_needs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ctrmodels.archspec import (
     ArchSpec,
     CentralResidual,
     FieldDimMask,
+    Interaction,
     PerBucket,
     PerField,
     Uniform,
@@ -44,11 +45,14 @@ ALLOCS: Mapping[str, Alloc] = {
     "central_attention": CentralResidual("item", _NEAR.astype(np.int32), (_NEAR >= 0) * np.float32([1, 1, 1]),
                                          "attention"),
     "mask_with_init": ValueMask(_MASK, np.full(_MASK.shape, 0.1, np.float32))}
+MICRONETS = tuple(Interaction(fields, "micronet", genes=genes) for fields, genes in (
+    ((0, 1), (1,)), ((0, 2), (2, 3)), ((1, 3), (3, 4, 1, 2)), ((0, 1, 4), (4,)), ((1, 2, 3), (3, 2, 1))))
 
 
-def build(name: str, alloc: str, schema: Schema = SCHEMA) -> Model:
+def build(name: str, alloc: str, schema: Schema = SCHEMA, interactions: tuple[Interaction, ...] | None = None) -> Model:
     """A model whose parameters and statistics all count, with the values that were pruned still at zero."""
-    spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc], interactions=all_pairs(schema))
+    spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc],
+                       interactions=all_pairs(schema) if interactions is None else interactions)
     torch.manual_seed(0)
     if name in MODELS or name == "autodeepfm":
         model: Model = MODELS.get(name, AutoDeepFM)(schema, spec, "click", dropout=0.1, l2=0.1)
