@@ -53,7 +53,7 @@ class Interaction:
         strength: the searched gate's final value, or the statistic of a rule, for the report; the retraining starts
             gates afresh.
         table: the name of the embedding in ``ArchSpec.tables`` that it reads; empty = the network's own.
-        genes: of a micronet, its operations in turn.
+        genes: of a micronet, its operations in turn, 1 to 4 as in :mod:`ctrmodels.nn.micronet`.
     """
 
     fields: tuple[int, ...]
@@ -162,6 +162,16 @@ class ArchSpec:
     def dense(cls, schema: Schema, dim: int) -> ArchSpec:
         """The unsearched control: width ``dim`` everywhere and every pair of fields."""
         return cls.of(schema, "dense", dim, alloc=Uniform(dim), interactions=all_pairs(schema))
+
+    @property
+    def products(self) -> tuple[Interaction, ...]:
+        """The interactions that are one number each."""
+        return tuple(i for i in self.interactions or () if i.op != "micronet")
+
+    @property
+    def micronets(self) -> tuple[Interaction, ...]:
+        """The interactions that are a vector each."""
+        return tuple(i for i in self.interactions or () if i.op == "micronet")
 
     def check(self, schema: Schema, where: object = "archspec") -> None:
         """Refuse to be used on another log than the one it was found on.

@@ -28,6 +28,7 @@ from ctrmodels.nn.embedding import (
 from ctrmodels.nn.flat import appended, appended_width, flat_width, lay_out
 from ctrmodels.nn.group import Groups
 from ctrmodels.nn.interaction import Products
+from ctrmodels.nn.micronet import MicroNets
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.residual import ResidualEmbedding
 from ctrmodels.nn.table import Layout, Lookup, Table
@@ -40,8 +41,9 @@ class Encoded:
 
     Attributes:
         fields: [B, F, D] embedding of every field.
-        flat: [B, W] fields laid side by side, the numeric values, and what groups of fields give; what an MLP reads.
-        products: [B, M] one number per interaction of the spec.
+        flat: [B, W] fields laid side by side, the numeric values, and what groups of fields and micro-networks give;
+            what an MLP reads.
+        products: [B, M] one number per interaction of the spec that is no micro-network.
         pair_sum: [B] sum of all fields' pairs; empty unless the encoder was asked for it.
         penalty: scalar, ``l2`` times the squared norm of the embeddings, per row, and what the embedding adds of its
             own; part of every loss.
@@ -112,12 +114,13 @@ class FeatureEncoder(nn.Module):
         self.n_fields = self.layout.n_fields
         dims = {name: cast(FieldEmbedding, table).dim for name, table in self.tables.items()}
         dims = {MAIN: self.embedding.dim, **dims}
-        self.products = Products(spec.interactions, self.n_fields, dims)
+        self.products = Products(spec.products, self.n_fields, dims)
         self.groups = Groups(spec.groups, self.n_fields, dims)
+        self.micronets = MicroNets(spec.micronets, self.embedding.dim)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
         plain = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
-        self.width = appended_width(plain, self.groups.width)
+        self.width = appended_width(plain, self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
 
     def forward(self, batch: Batch) -> Encoded:
@@ -130,7 +133,7 @@ class FeatureEncoder(nn.Module):
         if self.l2:
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
-        flat = self.dropout(appended(flat, self.groups(by_name)))
+        flat = self.dropout(appended(flat, [*self.groups(by_name), *self.micronets(fields)]))
         return Encoded(fields, flat, products, pair_sum, penalty, lookup, batch.numeric, batch)
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
@@ -148,8 +151,9 @@ class FeatureEncoder(nn.Module):
                 sum(p.numel() for e in self.embeddings for p in e.parameters()))
 
     def flops(self) -> int:
-        """Operations per row: projections, interactions and groups."""
-        return sum(e.flops() for e in self.embeddings) + self.products.flops() + self.groups.flops()
+        """Operations per row: projections, interactions, groups and micro-networks."""
+        return (sum(e.flops() for e in self.embeddings) + self.products.flops() + self.groups.flops()
+                + self.micronets.flops())
 
 
 class FirstOrder(nn.Module):
@@ -236,8 +240,8 @@ class WideHead(FirstOrder):
 
     def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:
         super().__init__(schema, n_outputs)
-        n = len(spec.interactions or ())
-        self.norm = ProductNorm(spec.interactions or ()) if n else None
+        n = len(spec.products)
+        self.norm = ProductNorm(spec.products) if n else None
         self.gates = nn.Parameter(torch.full((n, n_outputs), gate_init))
 
     def flops(self) -> int:

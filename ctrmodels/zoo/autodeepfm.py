@@ -23,9 +23,9 @@ class AutoDeepFM(GatedModel):
     Click-Through Rate Prediction", KDD 2020, equation 4: a DeepFM whose interactions are those of an ArchSpec,
     normalised and gated. With no ``hidden`` widths it is the paper's AutoFM.
 
-    What groups of fields give goes to the MLP, as in "AutoGroup: Automatic Feature Grouping for Modelling Explicit
+    What groups of fields and micro-networks give goes to the MLP, as in "AutoGroup: Automatic Feature Grouping for Modelling Explicit
     High-Order Feature Interactions in CTR Prediction", SIGIR 2020. With no ``hidden`` widths an MLP is a linear map,
-    which is there if there are groups, since nothing else reads them.
+    which is there if there are any, since nothing else reads them.
 
     Shapes: B rows, F fields, D width, M interactions.
 
@@ -51,7 +51,8 @@ class AutoDeepFM(GatedModel):
                  embedding: FieldEmbedding | None = None) -> None:
         super().__init__(schema, spec, objective, dropout, l2, embedding)
         self.wide = WideHead(schema, spec, 1, gate_init=gate_init)
-        self.deep = MLP(self.encoder.width, hidden, dropout, width_out=1) if hidden or spec.groups else None
+        read = hidden or spec.groups or spec.micronets
+        self.deep = MLP(self.encoder.width, hidden, dropout, width_out=1) if read else None
 
     def score(self, encoded: Encoded) -> Tensor:
         """[B] logits."""

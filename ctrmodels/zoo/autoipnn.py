@@ -39,7 +39,7 @@ class AutoIPNN(GatedModel):
                  embedding: FieldEmbedding | None = None) -> None:
         super().__init__(schema, spec, objective, dropout, l2, embedding)
         n = self.encoder.n_products
-        self.norm = ProductNorm(spec.interactions or ()) if n else None
+        self.norm = ProductNorm(spec.products) if n else None
         self.gates = nn.Parameter(torch.full((n, 1), gate_init))
         self.deep = MLP(self.encoder.width + n, hidden, dropout, width_out=1)
 

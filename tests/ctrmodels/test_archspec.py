@@ -45,6 +45,8 @@ SPECS = [
     ArchSpec.of(SCHEMA, "c", 8, alloc=ValueMask(mask())),
     ArchSpec.of(SCHEMA, "d", 8, alloc=ValueMask(mask(), np.ones((SCHEMA.total_vocab, 8), np.float32))),
     ArchSpec.of(SCHEMA, "e", 8, interactions=(Interaction((0, 1), strength=0.25), Interaction((2, 5)))),
+    ArchSpec.of(SCHEMA, "nets", 8, interactions=(Interaction((0, 1), "micronet", genes=(3, 4)),
+                                                 Interaction((0, 1, 4), "micronet", genes=(2,)))),
     replace(ArchSpec.dense(SCHEMA, 8), cost=Cost(10, 2, 30, 48), result={"valid.auc": 0.75}),
     ArchSpec.of(SCHEMA, "buckets", 8, alloc=PerBucket(((5,),) * 8, ((8, 2),) * 8)),
     ArchSpec.of(SCHEMA, "rare", 8, alloc=PerBucket(((5,),) * 8, ((8, 2),) * 8, shared=True)),

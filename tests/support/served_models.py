@@ -49,7 +49,9 @@ ALLOCS: Mapping[str, Alloc] = {
 # Every operation and order, on embeddings of their own of every kind that searches of interactions give.
 GROWN = (Interaction((0, 1)), *(Interaction(fields, op, table=table) for op, table in (
     ("inner", "dense"), ("outer", "dense"), ("vector_kernel", "dims"), ("scalar_kernel", "single"))
-    for fields in ((0, 1), (1, 3), (0, 2, 3), (0, 1, 2, 3))))
+    for fields in ((0, 1), (1, 3), (0, 2, 3), (0, 1, 2, 3))), *(
+    Interaction(fields, "micronet", genes=genes) for fields, genes in (
+        ((0, 1), (1,)), ((0, 2), (2, 3)), ((1, 3), (3, 4, 1, 2)), ((0, 1, 4), (4,)), ((1, 2, 3), (3, 2, 1)))))
 GROUPS = (Group((0, 2, 4), 1), Group((0, 3), 2, "dense"), Group((1, 2, 4), 3, "dims"),
           Group((0, 1), 3, "single", 0.5, "code"))
 TABLES: Mapping[str, Alloc] = {
