@@ -23,9 +23,9 @@ class AutoDeepFM(GatedModel):
     Click-Through Rate Prediction", KDD 2020, equation 4: a DeepFM whose interactions are those of an ArchSpec,
     normalised and gated. With no ``hidden`` widths it is the paper's AutoFM.
 
-    What groups of fields and micro-networks give goes to the MLP, as in "AutoGroup: Automatic Feature Grouping for Modelling Explicit
-    High-Order Feature Interactions in CTR Prediction", SIGIR 2020. With no ``hidden`` widths an MLP is a linear map,
-    which is there if there are any, since nothing else reads them.
+    What groups of fields and micro-networks give goes to the MLP, as in "AutoGroup: Automatic Feature Grouping for
+    Modelling Explicit High-Order Feature Interactions in CTR Prediction", SIGIR 2020. With no ``hidden`` widths an MLP
+    is a linear map, which is there if there are any, since nothing else reads them.
 
     Shapes: B rows, F fields, D width, M interactions.
 
