@@ -23,6 +23,8 @@ def test_a_method_is_timed_against_plain_training(only, monkeypatch, capsys):
 
 def test_an_error_of_a_search_is_not_taken_for_its_end():
     class Broken:
+        part = "embedding"
+
         def search(self, *_):
             raise RuntimeError("out of memory")
 
