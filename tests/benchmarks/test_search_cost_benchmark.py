@@ -6,8 +6,17 @@ import json
 import sys
 
 import pytest
+import torch
 
 from benchmarks import search_cost
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """The benchmark takes both cores; other tests count on one thread."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("only", ["pep", "autodim, shared, every", "aim_eds, field", "autoemb", "autogroup"])
