@@ -314,7 +314,7 @@ class Training(Section):
         precision: of matrix products: ``fp32``, ``bf16``, or ``auto`` = ``bf16`` where the processor computes with it.
         compile: whether MLPs are compiled; takes a minute first, so for long trainings only.
         buffer_mb: MiB of rows held in memory; a larger log is streamed from disk in shuffled blocks.
-        checkpoint_steps: optimiser steps between two checkpoints of a retraining, which resumes from them.
+        checkpoint_steps: optimiser steps between two checkpoints of a search or training, which resumes from them.
         l2: weight of the squared norm of the embedding rows that a batch touches, per row of the batch.
         gate_init: where the gates of normalised pairs start; small, so that many pairs do not drown the rest.
         device: ``auto`` takes a GPU where there is one.

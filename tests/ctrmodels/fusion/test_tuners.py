@@ -41,10 +41,9 @@ from ctrmodels.fusion import (
 
 FREE = Goal(0, (None,))
 PRODUCT = WeightedProduct(eps=1e-12)
-needs_cmaes = pytest.mark.skipif(importlib.util.find_spec("cmaes") is None, reason="cmaes is not installed")
-SEARCHERS = [Tpe(), GaussianProcess(), Nsga2(population=8), Grid(), pytest.param(CmaEs(), marks=needs_cmaes)]
+SEARCHERS = [Tpe(), GaussianProcess(), Nsga2(population=8), Grid(), CmaEs()]
 SHORT = [Tpe(startup=6), Tpe(polish=0.0, startup=6), GaussianProcess(startup=6), Nsga2(population=4), RandomSearch(),
-         Grid(), pytest.param(CmaEs(), marks=needs_cmaes)]
+         Grid(), CmaEs()]
 
 
 def name(tuner: Tuner) -> str:
