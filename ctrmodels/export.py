@@ -30,7 +30,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.fusion.graph import FusedGraph
 from ctrmodels.fusion.spec import FusionSpec
-from ctrmodels.multitask.models import MultiObjectiveModel
+from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.packed import PackedTable
 from ctrmodels.nn.table import Table

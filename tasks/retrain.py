@@ -23,7 +23,10 @@ from ctrmodels.errors import InputError
 from ctrmodels.multitask.checkpoint import WEIGHTS, load_weights, save_description, save_weights
 from ctrmodels.multitask.evaluation import evaluate_scores, mean_over_objectives
 from ctrmodels.multitask.gates import GateReport, gate_report
-from ctrmodels.multitask.models import ModelConfig, MultiObjectiveModel, build_model
+from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.models import MODELS as BLUEPRINTS
+from ctrmodels.multitask.models import build_model
+from ctrmodels.multitask.parts import ModelConfig
 from ctrmodels.multitask.predictions import Predictions
 from ctrmodels.multitask.spaces import ALL, space_mask
 from ctrmodels.multitask.train import train
@@ -36,6 +39,7 @@ from tasks.runtime.stage import Stage, main
 from tasks.training import train_config
 
 LEARNS_FROM = ("train", "arch")
+SHARED_SECTIONS = {"omoe": "mmoe", "mmoe_esmm": "mmoe", "cgc": "ple"}  # model → the section that its settings are in
 GATE_ROWS = 100_000  # rows of `valid` that the use of the experts is measured on
 
 
@@ -109,10 +113,10 @@ def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig,
 def model_config(params: Params, name: str) -> ModelConfig:
     """The sizes that params.yaml asks for of the model ``name``."""
     r, t = params.retrain, params.training
-    experts = r.ple.experts if name in ("cgc", "ple") else r.mmoe.experts
+    section = getattr(r, SHARED_SECTIONS.get(name, name), None)
+    options = BLUEPRINTS[name].options(**({} if section is None else section.model_dump()))
     return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, gate_init=t.gate_init,
-                       experts=experts, shared_experts=r.ple.shared_experts, levels=r.ple.levels,
-                       loss_weights=r.loss_weights)
+                       loss_weights=r.loss_weights, options=options)
 
 
 def check_labels(dataset: Dataset) -> None:

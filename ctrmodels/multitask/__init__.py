@@ -2,8 +2,14 @@
 
 from ctrmodels.multitask.chains import Chain, Event, Factor, esmm, independent
 from ctrmodels.multitask.checkpoint import load_model
-from ctrmodels.multitask.models import MODELS, ModelConfig, MultiObjectiveModel, build_model
-from ctrmodels.multitask.trunks import PLE, Identity, MMoE, OMoE, SharedBottom, Trunk
+from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.models import MODELS, Blueprint, build_model
+from ctrmodels.multitask.models.esmm import Identity
+from ctrmodels.multitask.models.mixtures import MixtureOptions, MMoE, OMoE
+from ctrmodels.multitask.models.ple import PLE, PLEOptions
+from ctrmodels.multitask.models.shared_bottom import SharedBottom
+from ctrmodels.multitask.parts import Auxiliary, ModelConfig, Parts, Side, Site, Transfer, Trunk
 
-__all__ = ["MODELS", "PLE", "Chain", "Event", "Factor", "Identity", "MMoE", "ModelConfig", "MultiObjectiveModel",
-           "OMoE", "SharedBottom", "Trunk", "build_model", "esmm", "independent", "load_model"]
+__all__ = ["MODELS", "PLE", "Auxiliary", "Blueprint", "Chain", "Event", "Factor", "Identity", "MMoE", "MixtureOptions",
+           "ModelConfig", "MultiObjectiveModel", "OMoE", "PLEOptions", "Parts", "SharedBottom", "Side", "Site",
+           "Transfer", "Trunk", "build_model", "esmm", "independent", "load_model"]

@@ -10,7 +10,7 @@ event reads directly, such as ESMM's conversion head, are learned through produc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -101,9 +101,6 @@ def esmm(objectives: Sequence[Objective]) -> Chain:
                          "esmm needs a binary objective with `after:`, and none has it",
                          "declare which objective follows which, or take esmm out of retrain.models")
     return Chain(_events(objectives), tuple(f"{o.name}@{ALL}" for o in binary))
-
-
-CHAINS: Mapping[str, Callable[[Sequence[Objective]], Chain]] = {"independent": independent, "esmm": esmm}
 
 
 def path(objectives: Sequence[Objective], name: str) -> tuple[str, ...]:

@@ -19,7 +19,9 @@ from torch import Tensor
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
-from ctrmodels.multitask.models import ModelConfig, MultiObjectiveModel, build_model
+from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.models import MODELS, build_model
+from ctrmodels.multitask.parts import ModelConfig
 from ctrmodels.training.checkpoint import digest_of
 
 WEIGHTS = "model.safetensors"
@@ -76,8 +78,10 @@ def load_model(folder: Path) -> MultiObjectiveModel:
     """
     try:
         raw: dict[str, Any] = json.loads((folder / "model.json").read_text())
-        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["config"].items()}
-        name, config = raw["model"], ModelConfig(**sizes)
+        name, sizes = raw["model"], _tuples(raw["config"])
+        if sizes["options"] is not None:
+            sizes["options"] = MODELS[name].options(**_tuples(sizes["options"]))
+        config = ModelConfig(**sizes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(folder / "model.json", "model", type(error).__name__, "absent or not readable",
                          "run the stage `retrain` again") from error
@@ -86,3 +90,8 @@ def load_model(folder: Path) -> MultiObjectiveModel:
     model = build_model(name, schema, spec, config)
     load_weights(folder / WEIGHTS, model)
     return model
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of a JSON document as the tuples that they were."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

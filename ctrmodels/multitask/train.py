@@ -7,7 +7,7 @@ import torch
 
 from ctrmodels.data.dataset import Rows
 from ctrmodels.multitask.evaluation import mean_auc
-from ctrmodels.multitask.models import MultiObjectiveModel
+from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.training import FitResult, TrainConfig, fit
 from ctrmodels.training.checkpoint import Checkpoint
 

@@ -66,7 +66,7 @@ def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False) -
     if name in MODELS or name in HOSTS:
         model: Model = {**HOSTS, **MODELS}[name](schema, spec, "click", dropout=0.1, l2=0.1)
     else:
-        model = build_model(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1, experts=3))
+        model = build_model(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1))
         model.fit_targets(np.array([[1.0, 0.0, 3.0], [1.0, 1.0, 40.0]], np.float32))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -15,7 +15,7 @@ from ctrmodels.multitask.predictions import Predictions
 from ctrmodels.multitask.spaces import score_names
 from ctrmodels.training import predict
 
-CONFIG = ModelConfig(bottom=(8, 4), tower=(6,), experts=3, dropout=0.1, loss_weights={"click": 2.0})
+CONFIG = ModelConfig(bottom=(8, 4), tower=(6,), dropout=0.1, loss_weights={"click": 2.0})
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ctrmodels.multitask import PLE, MMoE, SharedBottom, Trunk
 from ctrmodels.multitask.gates import gate_report
-from ctrmodels.multitask.trunks import PLE, MMoE, SharedBottom, Trunk
 from ctrmodels.nn.towers import MLP
 
 SOLVED, UNSOLVED = 0.05, 0.2  # mean squared error of standardised labels

@@ -18,7 +18,7 @@ from ctrmodels.multitask.train import train
 from ctrmodels.training import TrainConfig, predict
 
 MakeRows = Callable[..., Rows]
-CONFIG = ModelConfig(bottom=(8,), tower=(6,), experts=3)
+CONFIG = ModelConfig(bottom=(8,), tower=(6,))
 CLICK, BUY = Objective("click"), Objective("buy", after="click")
 
 
@@ -149,7 +149,7 @@ def test_with_a_certain_conversion_esmms_joint_score_is_the_click(make_rows: Mak
 def test_gates_are_there_on_request_and_only_where_a_trunk_has_them(rows: Rows) -> None:
     batch = rows.take(slice(0, 32))
     gates = build("mmoe", rows).gates(batch)
-    assert gates is not None and gates.shape == (32, 5, 3)
+    assert gates is not None and gates.shape == (32, 5, 4)
     assert build("shared_bottom", rows).gates(batch) is None and build("esmm", rows).gates(batch) is None
 
 

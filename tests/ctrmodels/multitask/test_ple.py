@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ctrmodels.multitask.trunks import PLE, OMoE
+from ctrmodels.multitask import PLE, OMoE
 
 K, SPECIFIC, SHARED, W, H = 2, 3, 1, 10, 6
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ctrmodels.multitask.trunks import Experts, Identity, MMoE, SharedBottom
+from ctrmodels.multitask import Identity, MMoE, SharedBottom
+from ctrmodels.multitask.models.mixtures import Experts
 from ctrmodels.nn.towers import MLP
 
 

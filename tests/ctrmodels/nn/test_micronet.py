@@ -126,7 +126,7 @@ def test_a_combination_has_one_micro_network() -> None:
 def test_an_mlp_reads_their_vectors_and_only_products_have_gates() -> None:
     nets = (Interaction((0, 1), "micronet", genes=(3, 4)), Interaction((1, 2, 4), "micronet", genes=(2,)))
     mixed = ArchSpec.of(SCHEMA, "test", DIM, alloc=Uniform(DIM), interactions=(*all_pairs(SCHEMA), *nets))
-    model = build_model("mmoe", SCHEMA, mixed, ModelConfig((8,), (6,), experts=2))
+    model = build_model("mmoe", SCHEMA, mixed, ModelConfig((8,), (6,)))
     plain = FeatureEncoder(SCHEMA, ArchSpec.dense(SCHEMA, DIM))
     assert model.encoder.width == plain.width + 2 * DIM
     assert model.wide.gates.shape == (len(all_pairs(SCHEMA)), len(SCHEMA.objectives))
@@ -136,7 +136,7 @@ def test_an_mlp_reads_their_vectors_and_only_products_have_gates() -> None:
     assert torch.allclose(encoded.flat[:, plain.width:], vectors)
     model.loss(draw(7)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.micronets.parameters())
-    without = build_model("mmoe", SCHEMA, ArchSpec.dense(SCHEMA, DIM), ModelConfig((8,), (6,), experts=2)).cost()
-    first_layers = 2 * (2 * DIM) * 2 * 8  # two experts of width 8 read two vectors more
-    gates = 2 * (2 * DIM) * 2 * len(SCHEMA.objectives)
+    without = build_model("mmoe", SCHEMA, ArchSpec.dense(SCHEMA, DIM), ModelConfig((8,), (6,))).cost()
+    first_layers = 2 * (2 * DIM) * 4 * 8  # four experts of width 8 read two vectors more
+    gates = 2 * (2 * DIM) * 4 * len(SCHEMA.objectives)
     assert model.cost().flops == without.flops + model.encoder.micronets.flops() + first_layers + gates

@@ -139,7 +139,7 @@ def test_it_is_built_and_every_part_of_it_learns(pair: tuple[str, str], model: s
     if model == "autodeepfm":
         network: Any = HOST.build(SCHEMA, spec)
     else:
-        network = build_model(model, SCHEMA, spec, ModelConfig((8,), (6,), experts=2))
+        network = build_model(model, SCHEMA, spec, ModelConfig((8,), (6,)))
         network.fit_targets(data.labels)
     trainer = Trainer(network, HOST.train)
     batch = data.parts[0].read(0, 64)

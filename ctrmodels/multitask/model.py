@@ -1,63 +1,32 @@
 """Multi-objective models as configurations of typed parts.
 
-    Batch ─ FeatureEncoder ─ Trunk ─ a tower per objective ─┐
-                   └──────── WideHead ──────────────────────┴─ logits ─ Chain ─ log-probabilities ─ losses
+    Batch ─ FeatureEncoder ─ Trunk ─ Transfer ─ a tower per objective ─┐
+                   └──────── WideHead ─────────────────────────────────┴─ logits ─ Chain ─ log-probabilities ─ losses
 
-A new model is a new entry of ``MODELS``: which trunk, which probability chain. Notation: B rows,
+In training a side may add to the logits and auxiliaries to the losses; serving does without both. Notation: B rows,
 K objectives, W width of the encoded features, H width of a trunk's representation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctrmodels.archspec import ArchSpec, Cost
+from ctrmodels.archspec import Cost
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Objective, Schema
 from ctrmodels.errors import InputError
-from ctrmodels.multitask import chains
-from ctrmodels.multitask.chains import Chain
 from ctrmodels.multitask.losses import cross_entropy
+from ctrmodels.multitask.parts import Parts, Pass
 from ctrmodels.multitask.regression import LogTarget
 from ctrmodels.multitask.spaces import ALL, joint_label, space_mask
-from ctrmodels.multitask.trunks import PLE, Identity, MMoE, OMoE, SharedBottom, Trunk
-from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
 from ctrmodels.nn.losses import masked_mean
 from ctrmodels.nn.towers import MLP
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of a multi-objective model.
-
-    Attributes:
-        bottom: layer widths of the shared bottom or of every expert; a model that shares nothing puts them at
-            the start of each tower, so that all models are equally deep.
-        tower: layer widths of each objective's tower.
-        dropout: after every hidden layer and on the encoded features.
-        l2: weight of the squared norm of the embeddings that a batch touches, per row of the batch.
-        gate_init: where the pairs' gates start.
-        experts: number of experts of a mixture; with experts of its own per objective, of each objective.
-        shared_experts: number of shared experts beside those.
-        levels: width of the experts of every level, where there are several.
-        loss_weights: objective → weight of its loss; 1 where absent.
-    """
-
-    bottom: tuple[int, ...] = (64,)
-    tower: tuple[int, ...] = (32,)
-    dropout: float = 0.0
-    l2: float = 0.0
-    gate_init: float = 0.1
-    experts: int = 4
-    shared_experts: int = 2
-    levels: tuple[int, ...] = (64, 64)
-    loss_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class MultiObjectiveModel(nn.Module):
@@ -67,37 +36,43 @@ class MultiObjectiveModel(nn.Module):
         schema: the log.
         encoder: features of a batch.
         wide: linear part, one logit per objective.
-        trunk: one representation per objective.
-        tower: layer widths of each tower.
-        chain: the events that heads make up and which of them are supervised.
+        parts: trunk, chain, towers and what else the model has.
+        dropout: after every hidden layer of the towers.
         loss_weights: objective → weight of its loss; 1 where absent.
     """
 
-    def __init__(self, schema: Schema, encoder: FeatureEncoder, wide: WideHead, trunk: Trunk,
-                 tower: tuple[int, ...], chain: Chain, dropout: float = 0.0,
-                 loss_weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, schema: Schema, encoder: FeatureEncoder, wide: WideHead, parts: Parts,
+                 dropout: float = 0.0, loss_weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        self.schema, self.chain, self.loss_weights = schema, chain, dict(loss_weights or {})
-        self.encoder, self.wide, self.trunk = encoder, wide, trunk
+        self.schema, self.chain, self.loss_weights = schema, parts.chain, dict(loss_weights or {})
+        self.encoder, self.wide, self.trunk, self.transfer = encoder, wide, parts.trunk, parts.transfer
         self.names = [o.name for o in schema.objectives]
-        self.towers = nn.ModuleList(MLP(trunk.width, tower, dropout, width_out=1) for _ in self.names)
+        self.towers = nn.ModuleList(MLP(parts.trunk.width, parts.tower, dropout, width_out=1) for _ in self.names)
+        self.side, self.auxiliaries = parts.side, nn.ModuleList(parts.auxiliaries)
         self.regressions = [o for o in schema.objectives if o.kind == "regression"]
         self.targets = nn.ModuleDict({o.name: LogTarget() for o in self.regressions})
 
     def forward(self, batch: Batch) -> Tensor:
         """One output per objective [B, K]: a logit, or a standardised logarithm for a regression."""
-        return self._outputs(batch)[0]
+        return self._outputs(self.encoder(batch))
 
     def loss(self, batch: Batch) -> Tensor:
-        """Weighted sum of the objectives' losses, each a mean over its own rows, plus the encoder's penalty.
+        """Weighted sum of the objectives' losses, each a mean over its own rows, plus auxiliary ones and the
+        encoder's penalty.
 
         Returns:
             scalar.
         """
-        outputs, penalty = self._outputs(batch)
-        total = penalty
+        encoded = self.encoder(batch)
+        outputs = self._outputs(encoded)
+        if self.side is not None:
+            outputs = outputs + self.side(batch)
+        total = encoded.penalty
         for name, value in self.losses(outputs, batch.labels).items():
             total = total + self.loss_weights.get(name.partition("@")[0], 1.0) * value
+        for auxiliary in self.auxiliaries:
+            for value in auxiliary(Pass(batch, encoded, outputs, self._heads(outputs))).values():
+                total = total + value
         return total
 
     def losses(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -148,10 +123,13 @@ class MultiObjectiveModel(nn.Module):
     def cost(self) -> Cost:
         """What serving this model takes."""
         stored, overhead, trained = self.encoder.stored()
-        other = sum(p.numel() for p in self.parameters()) - trained
-        linear = sum(2 * m.in_features * m.out_features for m in self.modules() if isinstance(m, nn.Linear))
+        served = [self.encoder, self.wide, self.trunk, self.towers, *([] if self.transfer is None else [self.transfer])]
+        other = sum(p.numel() for part in served for p in part.parameters()) - trained
+        linear = sum(2 * m.in_features * m.out_features
+                     for part in served for m in part.modules() if isinstance(m, nn.Linear))
+        own = self.trunk.flops() + (0 if self.transfer is None else self.transfer.flops())
         return Cost(parameters_embedding=stored, parameters_other=other,
-                    flops=linear + self.trunk.flops() + self.encoder.flops() + self.wide.flops(),
+                    flops=linear + own + self.encoder.flops() + self.wide.flops(),
                     bytes=4 * (stored + other) + overhead)
 
     def fit_targets(self, labels: np.ndarray) -> None:
@@ -175,12 +153,13 @@ class MultiObjectiveModel(nn.Module):
             mask, values = self._values(o, labels)
             self._target(o.name).fit_smearing(outputs[mask, self.names.index(o.name)], values)
 
-    def _outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        encoded = self.encoder(batch)
-        representations = self.trunk(encoded.flat)  # K × [B, H]
+    def _outputs(self, encoded: Encoded) -> Tensor:
+        representations = self.trunk.represent(encoded)  # K × [B, H]
+        if self.transfer is not None:
+            representations = self.transfer(representations)
         deep = [tower(h) for tower, h in zip(self.towers, representations, strict=True)]  # K × [B, 1]
         # Losses and chains are computed in float32, whatever the network's own precision.
-        return (torch.cat(deep, dim=1) + self.wide(encoded)).float(), encoded.penalty
+        return (torch.cat(deep, dim=1) + self.wide(encoded)).float()
 
     def _heads(self, outputs: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, outputs.unbind(dim=1), strict=True))
@@ -198,52 +177,3 @@ class MultiObjectiveModel(nn.Module):
         """Rows of a regression objective's own space, bool [N], and its values there."""
         mask = space_mask(self.schema, labels, o.name, o.space)
         return mask, joint_label(self.schema, labels, o.name)[mask]
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """A named model: its trunk, its probability chain, and whether towers start with the bottom's layers."""
-
-    trunk: Callable[[int, int, ModelConfig], Trunk]
-    chain: str
-    deep_towers: bool = False
-
-
-MODELS: Mapping[str, Blueprint] = {
-    "shared_bottom": Blueprint(lambda w, k, c: SharedBottom(w, k, c.bottom, c.dropout), "independent"),
-    "mmoe": Blueprint(lambda w, k, c: MMoE(w, k, c.experts, c.bottom, c.dropout), "independent"),
-    "omoe": Blueprint(lambda w, k, c: OMoE(w, k, c.experts, c.bottom, c.dropout), "independent"),
-    "cgc": Blueprint(lambda w, k, c: PLE(w, k, c.experts, c.shared_experts, [c.bottom], c.dropout), "independent"),
-    "ple": Blueprint(lambda w, k, c: PLE(w, k, c.experts, c.shared_experts, [(n,) for n in c.levels], c.dropout),
-                     "independent"),
-    "mmoe_esmm": Blueprint(lambda w, k, c: MMoE(w, k, c.experts, c.bottom, c.dropout), "esmm"),
-    "esmm": Blueprint(lambda w, k, c: Identity(w, k), "esmm", deep_towers=True),
-}
-
-
-def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) -> MultiObjectiveModel:
-    """The model ``name`` on the architecture ``spec``.
-
-    Args:
-        name: a key of ``MODELS``.
-        schema: the log; its objectives become the heads.
-        spec: embedding and interactions.
-        config: sizes.
-
-    Raises:
-        InputError: unknown model, a loss weight for an objective that the log does not have, or a model that
-            needs a chain of objectives on a log without one.
-    """
-    if name not in MODELS:
-        raise InputError("params.yaml", "retrain.models", name, "unknown model", f"use {', '.join(MODELS)}")
-    names = [o.name for o in schema.objectives]
-    for unknown in sorted(set(config.loss_weights) - set(names)):
-        raise InputError("params.yaml", "retrain.loss_weights", unknown, "no such objective",
-                         f"use {', '.join(names)}")
-    blueprint = MODELS[name]
-    chain = chains.CHAINS[blueprint.chain](schema.objectives)
-    encoder = FeatureEncoder(schema, spec, config.dropout, config.l2)
-    trunk = blueprint.trunk(encoder.width, len(names), config)
-    tower = (*config.bottom, *config.tower) if blueprint.deep_towers else config.tower
-    wide = WideHead(schema, spec, len(names), config.gate_init)
-    return MultiObjectiveModel(schema, encoder, wide, trunk, tower, chain, config.dropout, config.loss_weights)

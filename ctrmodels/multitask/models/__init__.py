@@ -1,0 +1,69 @@
+"""The named multi-objective models, one file per system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data.schema import Schema
+from ctrmodels.errors import InputError
+from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.models.esmm import esmm
+from ctrmodels.multitask.models.mixtures import MixtureOptions, mmoe, mmoe_esmm, omoe
+from ctrmodels.multitask.models.ple import PLEOptions, cgc, ple
+from ctrmodels.multitask.models.shared_bottom import shared_bottom
+from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
+from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A named model.
+
+    Attributes:
+        parts: makes its parts.
+        options: class of the settings that only it has.
+    """
+
+    parts: Callable[[Site], Parts]
+    options: Callable[..., Any] = NoOptions
+
+
+MODELS: Mapping[str, Blueprint] = {
+    "shared_bottom": Blueprint(shared_bottom),
+    "omoe": Blueprint(omoe, MixtureOptions),
+    "mmoe": Blueprint(mmoe, MixtureOptions),
+    "cgc": Blueprint(cgc, PLEOptions),
+    "ple": Blueprint(ple, PLEOptions),
+    "esmm": Blueprint(esmm),
+    "mmoe_esmm": Blueprint(mmoe_esmm, MixtureOptions),
+}
+
+
+def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) -> MultiObjectiveModel:
+    """The model ``name`` on the architecture ``spec``.
+
+    Args:
+        name: a key of ``MODELS``.
+        schema: the log; its objectives become the heads.
+        spec: embedding and interactions.
+        config: sizes.
+
+    Raises:
+        InputError: unknown model, a loss weight for an objective that the log does not have, or a model that
+            needs a chain of objectives on a log without one.
+    """
+    if name not in MODELS:
+        raise InputError("params.yaml", "retrain.models", name, "unknown model", f"use {', '.join(MODELS)}")
+    names = [o.name for o in schema.objectives]
+    for unknown in sorted(set(config.loss_weights) - set(names)):
+        raise InputError("params.yaml", "retrain.loss_weights", unknown, "no such objective",
+                         f"use {', '.join(names)}")
+    blueprint = MODELS[name]
+    options = blueprint.options() if config.options is None else config.options
+    encoder = FeatureEncoder(schema, spec, config.dropout, config.l2)
+    parts = blueprint.parts(Site(schema, spec, config, options, encoder.width))
+    wide = WideHead(schema, spec, len(names), config.gate_init)
+    return MultiObjectiveModel(schema, encoder, wide, parts, config.dropout, config.loss_weights)

@@ -1,0 +1,175 @@
+"""What multi-objective models are made of: sizes, the base classes of their parts, and the set of parts of one model.
+
+Notation: B rows, K objectives, W width of the encoded features, H width of a trunk's representation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data.dataset import Batch
+from ctrmodels.data.schema import Schema
+from ctrmodels.multitask.chains import Chain
+from ctrmodels.nn.encoder import Encoded
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a model that has no settings but those of :class:`ModelConfig`."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a multi-objective model.
+
+    Attributes:
+        bottom: layer widths of the shared bottom or of every expert; a model that shares nothing puts them at
+            the start of each tower, so that all models are equally deep.
+        tower: layer widths of each objective's tower.
+        dropout: after every hidden layer and on the encoded features.
+        l2: weight of the squared norm of the embeddings that a batch touches, per row of the batch.
+        gate_init: where the pairs' gates start.
+        loss_weights: objective → weight of its loss; 1 where absent.
+        options: settings that only the model itself has, of the class that its blueprint names; ``None`` = their
+            defaults.
+    """
+
+    bottom: tuple[int, ...] = (64,)
+    tower: tuple[int, ...] = (32,)
+    dropout: float = 0.0
+    l2: float = 0.0
+    gate_init: float = 0.1
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    options: Any = None
+
+
+class Trunk(nn.Module, ABC):
+    """Base of all trunks.
+
+    Attributes:
+        width: H, width of every representation.
+        n_objectives: K.
+    """
+
+    def __init__(self, width: int, n_objectives: int) -> None:
+        super().__init__()
+        self.width, self.n_objectives = width, n_objectives
+
+    @abstractmethod
+    def forward(self, flat: Tensor) -> list[Tensor]:
+        """``flat`` [B, W] → K representations [B, H], in the order of the objectives."""
+
+    def represent(self, encoded: Encoded) -> list[Tensor]:
+        """K representations [B, H]; a trunk that reads more than ``flat``, such as a sequence's steps, does it here."""
+        return self(encoded.flat)
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that the losses of several objectives reach; what gradient balancing looks at."""
+        return iter(())
+
+    def gates(self, flat: Tensor) -> Tensor | None:
+        """Mixing weights [B, K, E] of a gated trunk, summing to 1 over the E experts; ``None`` for others."""
+        return None
+
+    def flops(self) -> int:
+        """Operations per row beyond those of its ``Linear`` layers."""
+        return 0
+
+
+class Transfer(nn.Module, ABC):
+    """Between trunk and towers: what one objective's representation takes from the others'."""
+
+    @abstractmethod
+    def forward(self, states: list[Tensor]) -> list[Tensor]:
+        """K representations [B, H] → as many of the same width."""
+
+    def flops(self) -> int:
+        """Operations per row beyond those of its ``Linear`` layers."""
+        return 0
+
+
+class Side(nn.Module, ABC):
+    """What explains the training labels but is unknown when serving, such as the position of an impression.
+
+    Added to the outputs in training only: serving, predictions, exports and costs do without it.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """[B, K]."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One batch on its way through a model.
+
+    Attributes:
+        batch: B rows, with their labels.
+        encoded: what the encoder made of them.
+        outputs: [B, K] of the towers, with the side's part.
+        heads: objective → its column of ``outputs``, [B].
+    """
+
+    batch: Batch
+    encoded: Encoded
+    outputs: Tensor
+    heads: Mapping[str, Tensor]
+
+
+class Auxiliary(nn.Module, ABC):
+    """A loss beside those of the objectives, with parameters of its own perhaps; in training only, like a side."""
+
+    @abstractmethod
+    def forward(self, done: Pass) -> dict[str, Tensor]:
+        """Name → scalar, with its weight; names differ from those of the objectives' losses."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a model is built on.
+
+    Attributes:
+        schema: the log.
+        spec: embedding and interactions.
+        config: sizes.
+        options: the model's own, never ``None``.
+        width: W.
+    """
+
+    schema: Schema
+    spec: ArchSpec
+    config: ModelConfig
+    options: Any
+    width: int
+
+    @property
+    def n_objectives(self) -> int:
+        """K."""
+        return len(self.schema.objectives)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that make one model differ from another.
+
+    Attributes:
+        trunk: one representation per objective.
+        chain: the events that heads make up and which of them are supervised.
+        tower: layer widths of each tower.
+        transfer: between trunk and towers.
+        side: what training knows and serving does not.
+        auxiliaries: further losses.
+    """
+
+    trunk: Trunk
+    chain: Chain
+    tower: tuple[int, ...]
+    transfer: Transfer | None = None
+    side: Side | None = None
+    auxiliaries: Sequence[Auxiliary] = ()
