@@ -302,6 +302,11 @@ def model_fields(schema: Schema) -> tuple[str, ...]:
     return tuple(f.name for f in (*schema.id_fields, *schema.sequence_fields))
 
 
+def table_of_order(order: int) -> str:
+    """The embedding that inner products of ``order`` fields read: the network's own for pairs, else their own."""
+    return MAIN if order == 2 else f"order_{order}"
+
+
 def all_combinations(schema: Schema, order: int, op: Op = "inner", table: str = MAIN) -> tuple[Interaction, ...]:
     """Every interaction of ``order`` fields."""
     return tuple(Interaction(fields, op, table=table)

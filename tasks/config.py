@@ -22,8 +22,8 @@ SOURCES = ("movielens-100k", "files", "simulated")
 EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim", "pep", "aim_eds", "nis",
                      "autoemb", "res_embedding")
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
-INTERACTION_METHODS = ("all_pairs", "no_pairs", "mutual_information", "split_gain", "autofis", "aim", "autogroup",
-                       *BASELINES)
+INTERACTION_METHODS = ("all_pairs", "no_pairs", "listed", "mutual_information", "split_gain", "autofis", "aim",
+                       "autogroup", *BASELINES)
 GATED_HOSTS = ("autodeepfm", "autoipnn")
 HOSTS = (*GATED_HOSTS, *(name for name in BASELINES if name not in ("lr", "din")))
 MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm")
@@ -625,6 +625,12 @@ class MutualInformation(Section):
     rows: Annotated[int, Field(ge=2)] = 1_000_000
 
 
+class Listed(Section):
+    """No search: interactions that you name, each as a list of two fields or more."""
+
+    interactions: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...] = ()
+
+
 class SplitGain(Section):
     """No search: the pairs whose fields boosted trees split on together, after trees of single fields.
 
@@ -701,9 +707,9 @@ class AutoGroup(Section):
 class SearchInteraction(Section):
     """Which interaction searches run, how often, and towards which objective (``null`` = the first).
 
-    Besides the control ``all_pairs``, rules of thumb (``no_pairs``, ``mutual_information``, ``split_gain``) and
-    searches, ``methods`` takes the names of plain models (``lr``, ``fm``, ``dcnv2``, …): they are trained on the same
-    embedding and stand on the leaderboard as baselines, never chosen.
+    Besides the control ``all_pairs``, rules of thumb (``no_pairs``, ``listed``, ``mutual_information``, ``split_gain``)
+    and searches, ``methods`` takes the names of plain models (``lr``, ``fm``, ``dcnv2``, …): they are trained on the
+    same embedding and stand on the leaderboard as baselines, never chosen.
 
     Attributes:
         host: the network with gated interactions that is searched and retrained: ``autodeepfm`` adds them to an MLP's
@@ -714,6 +720,7 @@ class SearchInteraction(Section):
                        Field(min_length=1, json_schema_extra=form("Search", "Interaction searches"))]
     seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Search", "Seeds per interaction search"))] = 3
     objective: str | None = None
+    listed: Listed = Listed()
     mutual_information: MutualInformation = MutualInformation()
     split_gain: SplitGain = SplitGain()
     host: Literal[GATED_HOSTS] = "autodeepfm"  # type: ignore[valid-type]

@@ -14,6 +14,7 @@ from ctrmodels.search import (
     AutoFIS,
     AutoGroup,
     Baseline,
+    Listed,
     MutualInformation,
     NoPairs,
     SearchMethod,
@@ -30,9 +31,14 @@ def aim(dimensions: dict[str, Any] | None, **settings: Any) -> AIM:
     return AIM(dimensions=None if dimensions is None else AIMEDS(**dimensions), **settings)
 
 
+def listed(interactions: list[list[str]]) -> Listed:
+    """The interactions that params.yaml names."""
+    return Listed(tuple(tuple(names) for names in interactions))
+
+
 METHODS: Mapping[str, Callable[..., SearchMethod]] = {
-    "all_pairs": AllPairs, "no_pairs": NoPairs, "mutual_information": MutualInformation, "split_gain": SplitGain,
-    "autofis": AutoFIS, "aim": aim, "autogroup": AutoGroup}
+    "all_pairs": AllPairs, "no_pairs": NoPairs, "listed": listed, "mutual_information": MutualInformation,
+    "split_gain": SplitGain, "autofis": AutoFIS, "aim": aim, "autogroup": AutoGroup}
 
 
 def method_of(key: str, params: Params) -> SearchMethod:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ctrmodels.archspec import MAIN, ArchSpec, Uniform, all_combinations
+from ctrmodels.archspec import MAIN, ArchSpec, Uniform, all_combinations, table_of_order
 from ctrmodels.search.base import Found, Host, SearchRows, configuration
 from ctrmodels.search.interaction.gated import GatedSearch
 from ctrmodels.training.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ class AutoFIS(GatedSearch):
     def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """The interactions whose gate is not zero at the end; none, if none helps or the threshold is too high."""
         schema = rows.schema
-        table = {order: MAIN if order == 2 else f"order_{order}" for order in self.orders}
+        table = {order: table_of_order(order) for order in self.orders}
         tables = {name: Uniform(host.dim) for name in table.values() if name != MAIN}
         candidates = [i for order in self.orders for i in all_combinations(schema, order, table=table[order])]
         spec = ArchSpec.of(schema, self.name, host.dim, interactions=(), tables=tables)

@@ -13,7 +13,7 @@ from ctrmodels.archspec import all_pairs
 from ctrmodels.data.dataset import Rows
 from ctrmodels.data.planted import Planted, in_memory, planted_interests, planted_pairs, planted_sparse
 from ctrmodels.errors import InputError
-from ctrmodels.search import Found, Host, MutualInformation, NoPairs, SearchMethod, SearchRows, SplitGain
+from ctrmodels.search import Found, Host, Listed, MutualInformation, NoPairs, SearchMethod, SearchRows, SplitGain
 from ctrmodels.search.interaction.columns import IdColumns
 from ctrmodels.search.interaction.information import Cells, crossed_information
 from ctrmodels.search.interaction.rules import ranked
@@ -199,6 +199,27 @@ def test_no_pairs_is_no_pairs():
     spec = NoPairs().search(rows_of(log), HOST, 0).specs["no_pairs"]
     assert spec.interactions == ()
     assert HOST.build(log.schema, HOST.complete(spec, log.schema)).encoder.n_products == 0
+
+
+def test_listed_interactions_are_taken_as_named():
+    log = planted_pairs(0, rows=1_000)
+    names = [f.name for f in log.schema.id_fields]
+    listed = Listed(((names[4], names[1]), (names[1], names[4]), (names[2], names[0], names[3])))
+    spec = listed.search(rows_of(log), HOST, 0).specs["listed"]
+    assert [i.fields for i in spec.interactions] == [(0, 2, 3), (1, 4)]
+    assert HOST.build(log.schema, HOST.complete(spec, log.schema)).encoder.n_products == 2
+    assert list(spec.tables) == ["order_3"]
+
+
+@pytest.mark.parametrize(("interactions", "message"), [
+    ((), "nothing is listed"), ((("nowhere", "f1"),), "no field with ids"), ((("f1", "f1"),), "two different fields"),
+    ((("f1",),), "two different fields")])
+def test_a_list_that_names_no_interaction_is_refused(interactions, message):
+    log = planted_pairs(0, rows=1_000)
+    first = log.schema.id_fields[1].name
+    named = tuple(tuple(first if name == "f1" else name for name in names) for names in interactions)
+    with pytest.raises(InputError, match=message):
+        Listed(named).search(rows_of(log), HOST, 0)
 
 
 def test_a_history_counts_with_its_last_step():
