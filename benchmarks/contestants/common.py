@@ -33,6 +33,7 @@ class Task:
         threads: of torch.
         rate: learning rate of Adam.
         device: ``cpu`` or ``cuda``.
+        seed: of the initial weights and of the order of rows.
         result: what was measured so far.
     """
 
@@ -44,6 +45,7 @@ class Task:
     threads: int
     rate: float = 1e-3
     device: str = "cpu"
+    seed: int = 0
     result: dict[str, Any] = field(default_factory=dict)
 
     def columns(self, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,10 +110,11 @@ def main(train: Callable[[Task], None], library: str, version: str) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
     arguments, rest = parser.parse_known_args()
     task = Task(**vars(arguments))
     torch.set_num_threads(task.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(task.seed)
     train(task)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"library": library, "version": version, "torch": torch.__version__, "options": rest,

@@ -1,4 +1,4 @@
-"""This project's engine. Options: ``--precision``, ``--table``, ``--compile``, ``--onnx``."""
+"""This project's engine. Options: ``--precision``, ``--table``, ``--table-rate``, ``--compile``, ``--onnx``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def train(task: Task) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--table", default="rowwise_adagrad")
+    parser.add_argument("--table-rate", type=float, default=0.02)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--onnx", action="store_true", help="also measure the exported model")
     parser.add_argument("--buffer-mb", type=int, default=2048)
@@ -34,7 +35,7 @@ def train(task: Task) -> None:
     model = build(data.schema, ArchSpec.dense(data.schema, WIDTH), "click", task.hidden)
     config = TrainConfig(
         batch_size=task.batch, learning_rate=task.rate, table_optimiser=options.table,
-        table_learning_rate=0.02 if options.table == "rowwise_adagrad" else None,
+        table_learning_rate=options.table_rate, seed=task.seed,
         precision=options.precision, compile=options.compile, device=task.device, buffer_mb=options.buffer_mb)
     trainer = Trainer(model, config)
     if options.compile:  # compilation is not training
