@@ -7,7 +7,7 @@ tables only the rows that some rank touched travel.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -70,20 +70,25 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Replace every gradient by its mean over the ranks."""
     if count() == 1:
         return
-    dense = []
-    for parameter in parameters:
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = _exchange_rows(parameter.grad)
-        else:
-            if parameter.grad is None:  # a rank whose rows did not use it must take part all the same
-                parameter.grad = torch.zeros_like(parameter)
-            dense.append(parameter.grad)
+    # A rank whose rows did not use a parameter must take part all the same.
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for parameter, mean_ in zip(parameters, averaged(gradients), strict=True):
+        parameter.grad = mean_
+
+
+@torch.no_grad()
+def averaged(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Means over the ranks, which all give tensors of the same shapes; of sparse ones the rows may differ."""
+    if count() == 1:
+        return list(tensors)
+    dense = [t for t in tensors if not t.is_sparse]
+    means: Iterator[Tensor] = iter(())
     if dense:
-        flat = torch.cat([g.flatten() for g in dense])
+        flat = torch.cat([t.flatten() for t in dense])
         dist.all_reduce(flat)
         flat /= count()
-        for gradient, part in zip(dense, flat.split([g.numel() for g in dense]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        means = (part.view_as(t) for t, part in zip(dense, flat.split([t.numel() for t in dense]), strict=True))
+    return [_exchange_rows(t) if t.is_sparse else next(means) for t in tensors]
 
 
 def _exchange_rows(gradient: Tensor) -> Tensor:

@@ -33,12 +33,13 @@ STAGES = graph.load(PROJECT / "dvc.yaml")
 def form_field(key: str, schema: Mapping[str, Any]) -> Param:
     """One field of the trigger form; its default is the value in params.yaml."""
     rules = {name: rule for name, rule in schema.items() if name != "default"}
-    if choices := rules.get("items", {}).get("enum"):
-        rules |= {"examples": choices, "uniqueItems": True}  # the UI offers the examples of an array to tick
     try:
         default = graph.lookup(PARAMS, key)
     except KeyError:
         default = schema["default"]
+    items = rules.get("items", {})
+    if choices := items.get("enum") or items.get("examples"):  # the UI offers the examples of an array to tick
+        rules |= {"examples": list(dict.fromkeys([*choices, *default])), "uniqueItems": True}
     return Param(default, **rules)
 
 

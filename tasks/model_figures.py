@@ -24,6 +24,21 @@ def training_curves(trials: Sequence[Mapping[str, Any]]) -> Figure:
                        [epoch["metric"] for epoch in t["history"]]) for t in trials])
 
 
+def loss_weights(trial: Mapping[str, Any]) -> Figure:
+    """Mean weight of every loss per epoch, as the balancer of the kept seed chose it."""
+    history = trial["history"]
+    names = [key.removeprefix("weight.") for key in history[0] if key.startswith("weight.")]
+    conflicts = ""
+    if "conflicts" in history[0]:
+        share = np.mean([epoch["conflicts"] for epoch in history])
+        conflicts = f" {100 * share:.0f} % of the pairs of gradients pointed against each other."
+    return Figure(
+        id="loss_weights", title="Weights of the losses", kind="line", x=Axis("epoch"), y=Axis("mean weight"),
+        caption=f"Mean over the steps of an epoch, seed {trial['seed']}; in the plain sum all are 1.{conflicts}",
+        series=[Series(name, list(range(1, len(history) + 1)), [epoch[f"weight.{name}"] for epoch in history])
+                for name in names])
+
+
 def calibration(schema: Schema, table: Predictions, title: str) -> Figure:
     """Observed rate against mean prediction in bins of equal mass, for every binary score on its own rows."""
     series, top = [], 0.0

@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import torch
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Dataset
 from ctrmodels.errors import InputError
+from ctrmodels.multitask.balancers import BALANCERS as BALANCER_KINDS
+from ctrmodels.multitask.balancers import build_balancer
 from ctrmodels.multitask.checkpoint import WEIGHTS, load_weights, save_description, save_weights
 from ctrmodels.multitask.evaluation import evaluate_scores, mean_over_objectives
 from ctrmodels.multitask.gates import GateReport, gate_report
@@ -34,7 +37,7 @@ from ctrmodels.training import TrainConfig, predict, run_trials, seed_everything
 from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import resolve_device
 from tasks import model_figures
-from tasks.config import MODELS, Params
+from tasks.config import BALANCERS, MODELS, Params, model_and_balancer
 from tasks.runtime.stage import Stage, main
 from tasks.training import train_config
 
@@ -45,17 +48,19 @@ GATE_ROWS = 100_000  # rows of `valid` that the use of the experts is measured o
 
 def run(stage: Stage) -> None:
     """Train every seed, keep the best by ``valid``, and write its weights and predictions."""
-    model_name = str(stage.key)
+    model_name, _ = model_and_balancer(str(stage.key))
     encoded, spec_folder = stage.input("encode"), stage.input("select_interaction") / "spec"
     dataset = Dataset(encoded, (*LEARNS_FROM, "valid"))
     schema, spec = dataset.schema, ArchSpec.load(spec_folder)
     spec.check(schema, spec_folder)
     check_labels(dataset)
-    config = model_config(stage.params, model_name)
+    config, balancing = model_config(stage.params, str(stage.key)), balancing_of(stage.params, str(stage.key))
     model = build_model(model_name, schema, spec, config)
+    if balancing is not None:
+        build_balancer(balancing.name, model, balancing.options)  # refused before any training
 
     trials = [{"encoded": encoded, "spec_folder": spec_folder, "name": model_name, "config": config,
-               "training": train_config(stage.params.training, seed),
+               "balancing": balancing, "training": train_config(stage.params.training, seed),
                "checkpoint_steps": stage.params.training.checkpoint_steps, "out": stage.scratch / f"seed={seed}"}
               for seed in range(stage.params.retrain.seeds)]
     with stage.timed("training"):
@@ -74,14 +79,16 @@ def run(stage: Stage) -> None:
     record(stage, results, model)
     stage.metric("best_seed", best["seed"])
     stage.figure(model_figures.training_curves(results))
-    stage.figure(model_figures.calibration(schema, valid, f"Calibration of {model_name} on valid"))
+    if balancing is not None:
+        stage.figure(model_figures.loss_weights(best))
+    stage.figure(model_figures.calibration(schema, valid, f"Calibration of {stage.key} on valid"))
     if gates is not None:
         stage.figure(model_figures.gates(gates, model.names))
     stage.facts |= {"schema_hash": schema.hash, "rows": len(valid.row)}
 
 
 def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig, training: TrainConfig,
-               checkpoint_steps: int, out: Path) -> dict[str, Any]:
+               checkpoint_steps: int, out: Path, balancing: Balancing | None = None) -> dict[str, Any]:
     """Train one seed, from where an interrupted attempt left it in ``out``; a finished one is only read.
 
     Returns:
@@ -96,8 +103,9 @@ def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig,
     dataset = Dataset(encoded, (*LEARNS_FROM, "valid"))
     model = build_model(name, dataset.schema, ArchSpec.load(spec_folder), config)
     valid = dataset.role("valid")
+    balancer = None if balancing is None else build_balancer(balancing.name, model, balancing.options, training.seed)
     fitted = train(model, dataset.role(*LEARNS_FROM), valid, training,
-                   Checkpoint(out / "training.safetensors", checkpoint_steps))
+                   Checkpoint(out / "training.safetensors", checkpoint_steps), balancer)
     scores = predict(model, valid)
     found = {"seed": training.seed, "best_epoch": fitted.best_epoch, "history": fitted.history,
              "metrics": evaluate_scores(dataset.schema, valid.labels, scores, valid.group),
@@ -110,13 +118,31 @@ def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig,
     return found
 
 
-def model_config(params: Params, name: str) -> ModelConfig:
-    """The sizes that params.yaml asks for of the model ``name``."""
+@dataclass(frozen=True)
+class Balancing:
+    """Which balancer a model is trained with, and its options."""
+
+    name: str
+    options: Any
+
+
+def balancing_of(params: Params, key: str) -> Balancing | None:
+    """How the losses of ``key`` are balanced; ``None`` where a (weighted) sum is all."""
+    _, name = model_and_balancer(key)
+    if name is None or name == "fixed":
+        return None
+    options, section = BALANCER_KINDS[name].options, getattr(params.retrain.balancers, name, None)
+    return Balancing(name, None if options is None or section is None else options(**section.model_dump()))
+
+
+def model_config(params: Params, key: str) -> ModelConfig:
+    """The sizes and loss weights that params.yaml asks for of the model that ``key`` names."""
     r, t = params.retrain, params.training
+    name, balancer = model_and_balancer(key)
     section = getattr(r, SHARED_SECTIONS.get(name, name), None)
     options = BLUEPRINTS[name].options(**({} if section is None else section.model_dump()))
     return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, gate_init=t.gate_init,
-                       loss_weights=r.loss_weights, options=options)
+                       loss_weights=r.loss_weights if balancer in ("fixed", "decay") else {}, options=options)
 
 
 def check_labels(dataset: Dataset) -> None:
@@ -179,4 +205,4 @@ def record(stage: Stage, results: list[dict[str, Any]], model: MultiObjectiveMod
 
 
 if __name__ == "__main__":
-    main("retrain", run, MODELS)
+    main("retrain", run, [*MODELS, *(f"{m}-{b}" for m in MODELS for b in BALANCERS)])

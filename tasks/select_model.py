@@ -19,6 +19,7 @@ from ctrmodels.multitask.evaluation import evaluate_scores, mean_over_objectives
 from ctrmodels.multitask.predictions import Predictions
 from ctrmodels.multitask.spaces import space_mask
 from tasks import model_figures
+from tasks.config import model_and_balancer
 from tasks.runtime.figure import Axis, Figure, Series
 from tasks.runtime.stage import Stage, main
 
@@ -43,6 +44,11 @@ class Candidate:
     recorded: dict[str, float]
 
     @property
+    def balanced(self) -> bool:
+        """Whether a balancer was at work."""
+        return model_and_balancer(self.name)[1] is not None
+
+    @property
     def mean(self) -> float:
         """Mean over the seeds."""
         return float(np.mean(self.values))
@@ -59,7 +65,7 @@ def run(stage: Stage) -> None:
     candidates = [load(name, stage.input("retrain", name), metric) for name in stage.params.retrain.models]
     chosen, reason = choose(candidates, metric)
     rule = (f"best mean valid {metric}@all over the binary objectives and seeds; ties within the best one's "
-            "standard deviation over the seeds go to fewer parameters")
+            "standard deviation over the seeds go to fewer parameters, then to the plain sum of losses")
     board = {"metric": metric, "rule": rule, "reason": reason, "rows": rows(candidates, chosen, metric)}
     write(stage.out / "leaderboard.json", board)
     write(stage.out / "choice.json", {"candidate": chosen.name, "reason": reason, "rule": rule})
@@ -98,7 +104,8 @@ def load(name: str, folder: Path, metric: str) -> Candidate:
 
 
 def choose(candidates: Sequence[Candidate], metric: str) -> tuple[Candidate, str]:
-    """The best mean; a model within the best one's standard deviation and with fewer parameters goes first.
+    """The best mean; a model within the best one's standard deviation and with fewer parameters goes first, or, of
+    the same size, one whose losses are not balanced: a balancer costs time in every training to come.
 
     Returns:
         The chosen candidate and the reason in a sentence.
@@ -106,11 +113,13 @@ def choose(candidates: Sequence[Candidate], metric: str) -> tuple[Candidate, str
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
     best = max(candidates, key=lambda c: (sign * c.mean, -c.recorded["parameters"]))
     tied = [c for c in candidates if sign * (best.mean - c.mean) <= best.sd]
-    chosen = min(tied, key=lambda c: (c.recorded["parameters"], c.recorded["flops"], -sign * c.mean))
+    chosen = min(tied, key=lambda c: (c.recorded["parameters"], c.recorded["flops"], c.balanced, -sign * c.mean))
     if chosen is best:
         return best, f"{best.name} has the best valid {metric}, {best.mean:.4f} ± {best.sd:.4f}"
+    advantage = "has fewer parameters" if chosen.recorded["parameters"] < best.recorded["parameters"] else (
+        "adds its losses up as they are" if best.balanced and not chosen.balanced else "is no dearer")
     return chosen, (f"{chosen.name} (valid {metric} {chosen.mean:.4f}) is within one standard deviation "
-                    f"({best.sd:.4f}) of the best, {best.name} ({best.mean:.4f}), and has fewer parameters")
+                    f"({best.sd:.4f}) of the best, {best.name} ({best.mean:.4f}), and {advantage}")
 
 
 def rows(candidates: Sequence[Candidate], chosen: Candidate, metric: str) -> list[dict[str, Any]]:

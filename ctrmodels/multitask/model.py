@@ -63,17 +63,30 @@ class MultiObjectiveModel(nn.Module):
         Returns:
             scalar.
         """
+        losses, total = self.terms(batch)
+        for value in losses.values():
+            total = total + value
+        return total
+
+    def terms(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """What :meth:`loss` adds up: the objectives' weighted losses by name, and the sum of all else."""
         encoded = self.encoder(batch)
         outputs = self._outputs(encoded)
         if self.side is not None:
             outputs = outputs + self.side(batch)
-        total = encoded.penalty
-        for name, value in self.losses(outputs, batch.labels).items():
-            total = total + self.loss_weights.get(name.partition("@")[0], 1.0) * value
+        losses = {name: self.loss_weights.get(name.partition("@")[0], 1.0) * value
+                  for name, value in self.losses(outputs, batch.labels).items()}
+        rest = encoded.penalty
         for auxiliary in self.auxiliaries:
             for value in auxiliary(Pass(batch, encoded, outputs, self._heads(outputs))).values():
-                total = total + value
-        return total
+                rest = rest + value
+        return losses, rest
+
+    @property
+    def loss_names(self) -> list[str]:
+        """``OBJECTIVE@SPACE`` of all :meth:`losses`, in their order."""
+        return [*(e.name for e in self.chain.events if e.name in self.chain.supervised),
+                *(f"{o.name}@{o.space}" for o in self.regressions)]
 
     def losses(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The supervised losses by score name.
@@ -119,6 +132,10 @@ class MultiObjectiveModel(nn.Module):
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters that several objectives' losses reach: the encoder's and the trunk's shared ones."""
         return [*self.encoder.parameters(), *self.trunk.shared_parameters()]
+
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        """Of those, the weights nearest to the towers: the trunk's, or the encoder's where the trunk has none."""
+        return self.trunk.last_shared_layer() or list(self.encoder.parameters())
 
     def cost(self) -> Cost:
         """What serving this model takes."""

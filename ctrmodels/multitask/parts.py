@@ -73,6 +73,10 @@ class Trunk(nn.Module, ABC):
         """Parameters that the losses of several objectives reach; what gradient balancing looks at."""
         return iter(())
 
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        """The weights among them that are nearest to the towers, whose gradients GradNorm measures; none by default."""
+        return []
+
     def gates(self, flat: Tensor) -> Tensor | None:
         """Mixing weights [B, K, E] of a gated trunk, summing to 1 over the E experts; ``None`` for others."""
         return None

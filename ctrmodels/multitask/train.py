@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ctrmodels.data.dataset import Rows
+from ctrmodels.multitask.balancers import Balancer
 from ctrmodels.multitask.evaluation import mean_auc
 from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.training import FitResult, TrainConfig, fit
@@ -13,11 +14,11 @@ from ctrmodels.training.checkpoint import Checkpoint
 
 
 def train(model: MultiObjectiveModel, rows: Rows, valid: Rows, config: TrainConfig,
-          checkpoint: Checkpoint | None = None) -> FitResult:
+          checkpoint: Checkpoint | None = None, balancer: Balancer | None = None) -> FitResult:
     """Fit ``model`` on ``rows``, stopping by the mean AUC@all of the binary objectives on ``valid``.
 
     Around the common loop it sets what a loop cannot: the scale of regression objectives before, and their
-    smearing factors after, both from ``rows``.
+    smearing factors after, both from ``rows``. Without a balancer the (weighted) sum of the losses is minimised.
 
     Raises:
         InputError: a regression objective has no value in its space, or a negative one; or the checkpoint is
@@ -26,7 +27,7 @@ def train(model: MultiObjectiveModel, rows: Rows, valid: Rows, config: TrainConf
     """
     if model.regressions:
         model.fit_targets(rows.labels)
-    result = fit(model, rows, valid, config, mean_auc(rows.schema), checkpoint)
+    result = fit(model, rows, valid, config, mean_auc(rows.schema), checkpoint, balancer)
     if model.regressions:
         model.fit_smearing(_outputs(model, rows), rows.labels)
     return result

@@ -172,8 +172,8 @@ class Optimisers:
         self.rates.append([group.get("lr", 0.0) for group in part.param_groups])
 
     def add_architecture(self, part: torch.optim.Optimizer) -> None:
-        """One for a search's gates or thresholds, whose steps no schedule scales and whose gradients are not clipped:
-        they are compared with thresholds that know of neither."""
+        """One for a search's gates or thresholds, or for a balancer's weights: no schedule scales their steps, and
+        their gradients are neither clipped nor counted in the norm of the network's."""
         self.architecture.append(part)
 
     def parameters(self) -> list[Tensor]:
@@ -181,7 +181,7 @@ class Optimisers:
         return [p for part in self._all for p in _parameters(part)]
 
     def weights(self) -> list[Tensor]:
-        """The same without a search's architecture."""
+        """The same without what a search or a balancer learns beside the network."""
         return [p for part in self.parts for p in _parameters(part)]
 
     def scale(self, factor: float) -> None:

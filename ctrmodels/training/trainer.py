@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,39 @@ class Model(Protocol):
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
         """Scores by name, each [B], such as ``like@all``: a probability or an expected value."""
+        ...
+
+
+class ManyLosses(Model, Protocol):
+    """A model whose loss is a sum that a balancer may take apart."""
+
+    def terms(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses by name, and what is minimised beside them however they are balanced; all of them scalars."""
+        ...
+
+
+class Balancer(Protocol):
+    """Makes the gradients of a step out of several losses, in place of ``loss(batch).backward()``.
+
+    It is a ``torch.nn.Module`` whose ``state_dict`` is part of the training's state; those that there are lie in
+    ``ctrmodels.multitask.balancers``.
+
+    Attributes:
+        settings: what it is, for checkpoints: plain values by name.
+    """
+
+    settings: dict[str, Any]
+
+    def backward(self, losses: Mapping[str, Tensor], rest: Tensor, step: int) -> Tensor:
+        """Put the gradients of step ``step``, from 0, into ``.grad``; returns the scalar that is reported as loss."""
+        ...
+
+    def optimiser(self) -> torch.optim.Optimizer | None:
+        """That of its own parameters, if it has any."""
+        ...
+
+    def end_epoch(self) -> dict[str, float]:
+        """What to record of the epoch, by name; the next one starts."""
         ...
 
 
@@ -89,7 +122,8 @@ class FitResult:
     """What a training did.
 
     Attributes:
-        history: one entry per epoch: ``loss`` (mean over the steps) and ``metric`` (on the validation rows).
+        history: one entry per epoch: ``loss`` (mean over the steps), ``metric`` (on the validation rows), and what a
+            balancer records.
         best_epoch: index of the epoch whose weights were kept.
         best_metric: its metric.
         steps: optimiser steps taken.
@@ -155,23 +189,31 @@ class Trainer:
         config: how to train.
         optimisers: in place of those that ``config`` describes.
         planned: number of steps that learning-rate schedules count on.
+        balancer: of a model with ``terms``; by default their sum is minimised.
     """
 
     def __init__(self, model: Model, config: TrainConfig, optimisers: Optimisers | None = None,
-                 planned: int = 0) -> None:
+                 planned: int = 0, balancer: Balancer | None = None) -> None:
         assert isinstance(model, nn.Module)
-        self.model, self.config, self.planned = model, config, planned
+        self.model, self.config, self.planned, self.balancer = model, config, planned, balancer
         self.device = resolve_device(config.device)
         ranks.start(self.device)
         self.network: nn.Module = model.to(self.device)
         ranks.share_state(self.network)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(self.device))
         if config.compile:
+            if balancer is not None:  # goes back through the same graph several times, so that no buffer is given away
+                torch._functorch.config.donated_buffer = False
             for module in self.network.modules():
                 if isinstance(module, MLP):
                     module.compile()
         self.optimisers = optimisers or Optimisers.of(
             model, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay)
+        if balancer is not None:
+            cast(nn.Module, balancer).to(self.device)
+            own = balancer.optimiser()
+            if own is not None:
+                self.optimisers.add_architecture(own)
         self.taken = 0
 
     def loader(self, rows: Rows, seed: int | None = None, batch_size: int | None = None) -> Loader:
@@ -191,8 +233,7 @@ class Trainer:
     def step(self, batch: Batch) -> Tensor:
         """Update the network on one batch; returns its loss, not yet read from the device."""
         self.optimisers.zero_grad()
-        loss = self.loss(batch)
-        loss.backward()
+        loss = self._backward(batch)
         trained = self.optimisers.parameters()
         ranks.average_gradients(trained)
         if self.config.clip_norm is not None:
@@ -201,7 +242,21 @@ class Trainer:
             self.optimisers.scale(self._rate())
         self.optimisers.step()
         self.taken += 1
-        return loss.detach()
+        return loss
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """The gradients of one step; returns its loss."""
+        if self.balancer is None:
+            loss = self.loss(batch)
+            loss.backward()
+            return loss.detach()
+        with self.autocast():
+            losses, rest = cast(ManyLosses, self.model).terms(batch.to(self.device))
+        return self.balancer.backward(losses, rest, self.taken)
+
+    def end_epoch(self) -> dict[str, float]:
+        """What the balancer records of an epoch that is over; nothing without one."""
+        return {} if self.balancer is None else self.balancer.end_epoch()
 
     def epoch(self, loader: Loader, epoch: int, skip: int = 0) -> Iterator[Step]:
         """Train on the batches of one epoch after the first ``skip``; yields after every step."""
@@ -213,6 +268,8 @@ class Trainer:
         """Everything that the next step depends on, the state of random numbers with it; :meth:`load` restores it."""
         found = flatten({"model": self.network.state_dict(), "optimiser": self.optimisers.state()})
         found |= {"taken": torch.tensor(self.taken), "random": torch.get_rng_state()}
+        if self.balancer is not None:
+            found |= flatten({"balancer": cast(nn.Module, self.balancer).state_dict()})
         if self.device.type == "cuda":
             found["random_cuda"] = torch.cuda.get_rng_state(self.device)
         return found
@@ -222,6 +279,8 @@ class Trainer:
         parts = unflatten(state)
         self.network.load_state_dict(parts["model"])
         self.optimisers.load(parts["optimiser"])
+        if self.balancer is not None:
+            cast(nn.Module, self.balancer).load_state_dict(parts["balancer"])
         self.taken = int(state["taken"])
         torch.set_rng_state(state["random"])
         if "random_cuda" in state:
@@ -251,11 +310,14 @@ class _Progress:
         return flatten({"trainer": self.trainer.state(), "best": self.best, "loss": {"total": self.total}})
 
     def document(self) -> dict[str, Any]:
-        return {"whose": asdict(self.trainer.config), "epoch": self.epoch, "step": self.step,
-                "result": asdict(self.result)}
+        return {"whose": self._whose(), "epoch": self.epoch, "step": self.step, "result": asdict(self.result)}
+
+    def _whose(self) -> dict[str, Any]:
+        balancer = self.trainer.balancer
+        return {**asdict(self.trainer.config), "balancer": None if balancer is None else balancer.settings}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        found = checkpoint.load_of(asdict(self.trainer.config))
+        found = checkpoint.load_of(self._whose())
         if found is None:
             return
         parts, document = unflatten(found[0]), found[1]
@@ -267,7 +329,7 @@ class _Progress:
 
 
 def fit(model: Model, train: Rows, valid: Rows, config: TrainConfig, metric: Metric,
-        checkpoint: Checkpoint | None = None) -> FitResult:
+        checkpoint: Checkpoint | None = None, balancer: Balancer | None = None) -> FitResult:
     """Train until the validation metric has not risen for ``patience`` epochs; keep the best weights.
 
     The metric is computed once per epoch over all validation rows. Losses are summed on the device and read
@@ -281,12 +343,13 @@ def fit(model: Model, train: Rows, valid: Rows, config: TrainConfig, metric: Met
         metric: of the predictions on ``valid``; higher is better.
         checkpoint: where the state is kept while training; what it holds of an earlier attempt is continued, and
             the result is the same to the bit as without the interruption.
+        balancer: of a model with ``terms``; by default their sum is minimised.
 
     Raises:
         FloatingPointError: the loss is not finite.
         InputError: the checkpoint is damaged or belongs to another training.
     """
-    trainer = Trainer(model, config)
+    trainer = Trainer(model, config, balancer=balancer)
     loader = trainer.loader(train)
     trainer.planned = config.epochs * loader.steps(0)
     run = _Progress(trainer)
@@ -327,7 +390,7 @@ def _judge_epoch(run: _Progress, valid: Rows, metric: Metric) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss became {loss} in epoch {run.epoch}: lower training.learning_rate")
     value = float(metric(predict(run.trainer.model, valid), valid))
-    result.history.append({"loss": loss, "metric": value})
+    result.history.append({"loss": loss, "metric": value, **run.trainer.end_epoch()})
     result.steps += run.step
     log.info("epoch %d: loss %.5f, valid %.5f", run.epoch, loss, value)
     if value > result.best_metric:

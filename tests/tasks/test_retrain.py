@@ -146,6 +146,49 @@ def test_a_killed_attempt_leaves_nothing_and_its_finished_seeds_are_not_trained_
     assert workspace.contents(again) == workspace.contents(out(trained))
 
 
+def test_a_balanced_model_records_its_weights_and_is_built_again_without_the_balancer(tmp_path: Path) -> None:
+    workspace.prepare(tmp_path)
+    folder = workspace.run_retrain(tmp_path, "mmoe-pcgrad")
+    figure = Figure.load(folder / "figures" / "loss_weights.json")
+    assert [s.name for s in figure.series] == ["click@all", "conversion@click"]
+    assert "pairs of gradients" in figure.caption
+    best = read(folder / "metrics.json")["best_seed"]
+    history = read(folder / "seeds.json")[int(best)]["history"]
+    assert figure.series[1].y == pytest.approx([epoch["weight.conversion@click"] for epoch in history])
+    assert read(folder / "model.json")["model"] == "mmoe"
+    rows = Dataset(tmp_path / "outputs" / "encode", ("test",)).role("test")
+    scores = pq.read_table(folder / "predictions" / "test.parquet")
+    np.testing.assert_allclose(scores["score.click@all"], predict(load_model(folder), rows)["click@all"], rtol=1e-5)
+
+
+def test_options_and_loss_weights_reach_the_balancers_that_read_them() -> None:
+    raw = workspace.raw_params()
+    raw["retrain"] |= {"models": ["mmoe", "mmoe-fixed", "mmoe-decay", "mmoe-uncertainty", "mmoe-random"],
+                       "loss_weights": {"click": 2.0},
+                       "balancers": {"decay": {"factors": {"click": 0.9}}, "uncertainty": {"max_weight": 9}}}
+    params = config.parse(raw, "params.yaml")
+    weights = {key: retrain.model_config(params, key).loss_weights for key in params.retrain.models}
+    assert weights == {"mmoe": {}, "mmoe-fixed": {"click": 2.0}, "mmoe-decay": {"click": 2.0},
+                       "mmoe-uncertainty": {}, "mmoe-random": {}}
+    found = {key: retrain.balancing_of(params, key) for key in params.retrain.models}
+    assert found["mmoe"] is None and found["mmoe-fixed"] is None
+    assert found["mmoe-decay"].options.factors == {"click": 0.9}
+    assert found["mmoe-uncertainty"].options.max_weight == 9 and found["mmoe-random"].options is None
+
+
+def test_every_balancer_of_params_yaml_exists() -> None:
+    assert set(config.BALANCERS) == {"fixed", *retrain.BALANCER_KINDS}
+
+
+def test_a_factor_for_an_objective_that_the_log_lacks_is_refused_before_any_training(tmp_path: Path) -> None:
+    workspace.prepare(tmp_path)
+    raw = workspace.raw_params()
+    raw["retrain"] |= {"models": ["mmoe-decay"], "balancers": {"decay": {"factors": {"share": 0.9}}}}
+    with pytest.raises(InputError, match=r"retrain\.balancers\.decay\.factors = 'share': no such objective"):
+        workspace.run_retrain(tmp_path, "mmoe-decay", raw)
+    assert not out(tmp_path, "mmoe-decay").exists()
+
+
 def test_no_search_or_training_may_read_test(trained: Path, tmp_path: Path) -> None:
     """Rows of ``test`` that no reader could open do not disturb the training of a seed."""
     root = tmp_path

@@ -62,6 +62,14 @@ def test_a_tie_does_not_go_to_a_dearer_model() -> None:
     assert choose([dear, best], "auc")[0] is best
 
 
+def test_a_tie_between_balancers_of_one_model_goes_to_the_plain_sum() -> None:
+    best, plain = candidate("mmoe-pcgrad", (0.80, 0.82), 100), candidate("mmoe", (0.80, 0.80), 100)
+    found, reason = choose([best, plain], "auc")
+    assert found is plain and "the best, mmoe-pcgrad (0.8100), and adds its losses up as they are" in reason
+    clear = candidate("mmoe-pcgrad", (0.82, 0.82), 100)
+    assert choose([plain, clear], "auc")[0] is clear
+
+
 def test_one_seed_has_no_spread_and_only_equal_means_tie() -> None:
     best, near = candidate("mmoe", (0.8001,), 100), candidate("esmm", (0.8,), 10)
     assert choose([best, near], "auc")[0] is best

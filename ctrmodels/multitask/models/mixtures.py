@@ -54,6 +54,10 @@ class MMoE(Trunk):
         """The experts; every gate belongs to one objective."""
         return self.experts.parameters()
 
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        """The weights of the experts' last layers."""
+        return [self.experts.weights[-1]]
+
     def gates(self, flat: Tensor) -> Tensor:
         """Mixing weights [B, K, E]."""
         return torch.einsum("bw,kew->bke", flat, self.gate).softmax(dim=-1)
@@ -89,6 +93,10 @@ class OMoE(Trunk):
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Everything, the gate as well."""
         return self.mixture.parameters()
+
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        """The weights of the experts' last layers."""
+        return self.mixture.last_shared_layer()
 
     def gates(self, flat: Tensor) -> Tensor:
         """Mixing weights [B, K, E], the same for all objectives."""

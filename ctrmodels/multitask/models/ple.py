@@ -64,6 +64,11 @@ class PLE(Trunk):
             yield from level.parameters()
         yield from cast(_Level, self.levels[-1]).shared.parameters()
 
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        """The weights of the last layers of the last level's shared experts: no layer is the last shared one of all
+        paths, but every objective reads these."""
+        return [cast(_Level, self.levels[-1]).shared.weights[-1]]
+
     def gates(self, flat: Tensor) -> Tensor:
         """Mixing weights of the last level, [B, K, K * specific + shared]: 0 for the other objectives' experts."""
         last = cast(_Level, self.levels[-1])

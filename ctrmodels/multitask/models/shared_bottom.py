@@ -26,6 +26,10 @@ class SharedBottom(Trunk):
         """The bottom."""
         return self.bottom.parameters()
 
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        """The weights of the bottom's last layer."""
+        return [p for p in self.bottom.parameters() if p.dim() == 2][-1:]
+
 
 def shared_bottom(site: Site) -> Parts:
     """A bottom for all, a tower each, every head trained on the rows of its own space."""
