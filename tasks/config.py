@@ -26,7 +26,7 @@ INTERACTION_METHODS = ("all_pairs", "no_pairs", "mutual_information", "split_gai
                        *BASELINES)
 GATED_HOSTS = ("autodeepfm", "autoipnn")
 HOSTS = (*GATED_HOSTS, *(name for name in BASELINES if name not in ("lr", "din")))
-MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm")
+MODELS = ("single", "shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm")
 
 
 def form(section: str, title: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ctrmodels.multitask.regression import LogTarget
 from ctrmodels.multitask.spaces import ALL, joint_label, space_mask
 from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
 from ctrmodels.nn.losses import masked_mean
+from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
 from ctrmodels.nn.towers import MLP
 
 
@@ -34,15 +35,15 @@ class MultiObjectiveModel(nn.Module):
 
     Args:
         schema: the log.
-        encoder: features of a batch.
+        encoder: features of a batch, for all objectives or for each its own.
         wide: linear part, one logit per objective.
         parts: trunk, chain, towers and what else the model has.
         dropout: after every hidden layer of the towers.
         loss_weights: objective → weight of its loss; 1 where absent.
     """
 
-    def __init__(self, schema: Schema, encoder: FeatureEncoder, wide: WideHead, parts: Parts,
-                 dropout: float = 0.0, loss_weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, schema: Schema, encoder: FeatureEncoder | SeparateEncoders, wide: WideHead | SeparateWide,
+                 parts: Parts, dropout: float = 0.0, loss_weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.schema, self.chain, self.loss_weights = schema, parts.chain, dict(loss_weights or {})
         self.encoder, self.wide, self.trunk, self.transfer = encoder, wide, parts.trunk, parts.transfer
@@ -117,8 +118,9 @@ class MultiObjectiveModel(nn.Module):
         return self.trunk.gates(self.encoder(batch).flat)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters that several objectives' losses reach: the encoder's and the trunk's shared ones."""
-        return [*self.encoder.parameters(), *self.trunk.shared_parameters()]
+        """Parameters that several objectives' losses reach: a common encoder's and the trunk's shared ones."""
+        common = self.encoder.parameters() if isinstance(self.encoder, FeatureEncoder) else ()
+        return [*common, *self.trunk.shared_parameters()]
 
     def cost(self) -> Cost:
         """What serving this model takes."""

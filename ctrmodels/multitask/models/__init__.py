@@ -14,8 +14,10 @@ from ctrmodels.multitask.models.esmm import esmm
 from ctrmodels.multitask.models.mixtures import MixtureOptions, mmoe, mmoe_esmm, omoe
 from ctrmodels.multitask.models.ple import PLEOptions, cgc, ple
 from ctrmodels.multitask.models.shared_bottom import shared_bottom
+from ctrmodels.multitask.models.single import single
 from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,18 @@ class Blueprint:
     Attributes:
         parts: makes its parts.
         options: class of the settings that only it has.
+        encoder: class of its encoder.
+        wide: class of its linear part.
     """
 
     parts: Callable[[Site], Parts]
     options: Callable[..., Any] = NoOptions
+    encoder: type[FeatureEncoder | SeparateEncoders] = FeatureEncoder
+    wide: type[WideHead | SeparateWide] = WideHead
 
 
 MODELS: Mapping[str, Blueprint] = {
+    "single": Blueprint(single, encoder=SeparateEncoders, wide=SeparateWide),
     "shared_bottom": Blueprint(shared_bottom),
     "omoe": Blueprint(omoe, MixtureOptions),
     "mmoe": Blueprint(mmoe, MixtureOptions),
@@ -63,7 +70,7 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
                          f"use {', '.join(names)}")
     blueprint = MODELS[name]
     options = blueprint.options() if config.options is None else config.options
-    encoder = FeatureEncoder(schema, spec, config.dropout, config.l2)
+    encoder = blueprint.encoder(schema, spec, config.dropout, config.l2)
     parts = blueprint.parts(Site(schema, spec, config, options, encoder.width))
-    wide = WideHead(schema, spec, len(names), config.gate_init)
+    wide = blueprint.wide(schema, spec, len(names), config.gate_init)
     return MultiObjectiveModel(schema, encoder, wide, parts, config.dropout, config.loss_weights)
