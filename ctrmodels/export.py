@@ -157,7 +157,8 @@ def _served(model: Model) -> Model:
     """A copy in evaluation mode on the CPU that shares the tensors which are there already."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): b.detach().cpu() for b in model.buffers()}
-    return copy.deepcopy(model, memo).eval()
+    served = copy.deepcopy(model, memo).eval()
+    return served.served() if isinstance(served, MultiObjectiveModel) else served
 
 
 def _scores(model: Model, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

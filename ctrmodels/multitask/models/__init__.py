@@ -10,11 +10,15 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.models.aitm import AITMOptions, aitm
+from ctrmodels.multitask.models.dbmtl import DBMTLOptions, dbmtl
+from ctrmodels.multitask.models.esm2 import ESM2Options, esm2
 from ctrmodels.multitask.models.esmm import esmm
 from ctrmodels.multitask.models.mixtures import MixtureOptions, mmoe, mmoe_esmm, omoe
 from ctrmodels.multitask.models.ple import PLEOptions, cgc, ple
 from ctrmodels.multitask.models.shared_bottom import shared_bottom
 from ctrmodels.multitask.models.single import single
+from ctrmodels.multitask.models.youtube import YouTubeOptions, youtube
 from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
 from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
@@ -46,6 +50,10 @@ MODELS: Mapping[str, Blueprint] = {
     "ple": Blueprint(ple, PLEOptions),
     "esmm": Blueprint(esmm),
     "mmoe_esmm": Blueprint(mmoe_esmm, MixtureOptions),
+    "esm2": Blueprint(esm2, ESM2Options),
+    "dbmtl": Blueprint(dbmtl, DBMTLOptions),
+    "aitm": Blueprint(aitm, AITMOptions),
+    "youtube": Blueprint(youtube, YouTubeOptions),
 }
 
 
@@ -60,7 +68,7 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
 
     Raises:
         InputError: unknown model, a loss weight for an objective that the log does not have, or a model that
-            needs a chain of objectives on a log without one.
+            needs what the log or its options do not have, such as a chain of objectives.
     """
     if name not in MODELS:
         raise InputError("params.yaml", "retrain.models", name, "unknown model", f"use {', '.join(MODELS)}")
@@ -72,5 +80,5 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
     options = blueprint.options() if config.options is None else config.options
     encoder = blueprint.encoder(schema, spec, config.dropout, config.l2)
     parts = blueprint.parts(Site(schema, spec, config, options, encoder.width))
-    wide = blueprint.wide(schema, spec, len(names), config.gate_init)
+    wide = blueprint.wide(schema, spec, len(names) + len(parts.further), config.gate_init)
     return MultiObjectiveModel(schema, encoder, wide, parts, config.dropout, config.loss_weights)
