@@ -32,6 +32,7 @@ from ctrmodels.fusion.graph import FusedGraph
 from ctrmodels.fusion.spec import FusionSpec
 from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.nn.embedding import FieldEmbedding
+from ctrmodels.nn.encoder import FeatureEncoder
 from ctrmodels.nn.packed import PackedTable
 from ctrmodels.nn.table import Table
 from ctrmodels.training.checkpoint import digest_of
@@ -135,10 +136,10 @@ def _check_fusion(fusion: FusionSpec, model: Model, names: list[str]) -> None:
 def _program(model: Model, rows: Mapping[str, np.ndarray], fusion: FusionSpec | None = None) -> ExportedProgram:
     """The graph of a model with folded embeddings and packed tables, for any number of rows."""
     served, batch = _served(model), {0: torch.export.Dim("batch")}
-    encoder = served.encoder
-    encoder.embedding = encoder.embedding.folded().requires_grad_(False)
-    for name, table in encoder.tables.items():
-        encoder.tables[name] = cast(FieldEmbedding, table).folded().requires_grad_(False)
+    for encoder in [m for m in served.modules() if isinstance(m, FeatureEncoder)]:
+        encoder.embedding = encoder.embedding.folded().requires_grad_(False)
+        for name, table in encoder.tables.items():
+            encoder.tables[name] = cast(FieldEmbedding, table).folded().requires_grad_(False)
     for parent in list(served.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Table) and child.mask is not None:
@@ -156,7 +157,8 @@ def _served(model: Model) -> Model:
     """A copy in evaluation mode on the CPU that shares the tensors which are there already."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): b.detach().cpu() for b in model.buffers()}
-    return copy.deepcopy(model, memo).eval()
+    served = copy.deepcopy(model, memo).eval()
+    return served.served() if isinstance(served, MultiObjectiveModel) else served
 
 
 def _scores(model: Model, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -26,7 +26,8 @@ INTERACTION_METHODS = ("all_pairs", "no_pairs", "listed", "mutual_information", 
                        "autogroup", *BASELINES)
 GATED_HOSTS = ("autodeepfm", "autoipnn")
 HOSTS = (*GATED_HOSTS, *(name for name in BASELINES if name not in ("lr", "din")))
-MODELS = ("shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm")
+MODELS = ("single", "shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm", "esm2", "dbmtl", "aitm",
+          "youtube")
 BALANCERS = ("fixed", "decay", "uncertainty", "dwa", "gradnorm", "pcgrad", "mgda", "pareto", "random")
 
 
@@ -835,6 +836,54 @@ def model_and_balancer(key: str) -> tuple[str, str | None]:
     return model, balancer or None
 
 
+class Esm2(Section):
+    """ESM² (SIGIR 2020): purchases after a click, with a deterministic action between them or without it.
+
+    ``action`` names the binary objective that is this action, such as the cart; the purchase is ``after:`` the same
+    objective as the action.
+    """
+
+    action: str | None = None
+
+
+class Dbmtl(Section):
+    """DBMTL (2019): objectives as a graph whose links are layers between the towers.
+
+    Attributes:
+        parents: objective → those it depends on; ``null`` = what ``after:`` says.
+        experts: of a mixture below the towers; 1 = a shared bottom.
+        detach_parents: whether a child's loss stops at its parents' states.
+    """
+
+    parents: dict[str, tuple[str, ...]] | None = None
+    experts: Annotated[int, Field(ge=1)] = 1
+    detach_parents: bool = False
+
+
+class Aitm(Section):
+    """AITM (KDD 2021): attention along ``after:``; ``penalty`` weighs scores of a later step above an earlier one."""
+
+    penalty: Annotated[float, Field(ge=0)] = 0.6
+
+
+class Youtube(Section):
+    """The YouTube ranking model (RecSys 2019): ``experts`` above ``shared`` layers, and a position tower in training.
+
+    Attributes:
+        biased: objectives that the position acts on; ``null`` = the binary ones on all rows.
+        positions: number of positions told apart; the last one stands for all behind it too.
+        device: a categorical field whose every value has position effects of its own.
+        position_dropout: share of the training rows whose position is hidden.
+    """
+
+    shared: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64,)
+    experts: Annotated[int, Field(ge=1)] = 4
+    biased: tuple[str, ...] | None = None
+    positions: Annotated[int, Field(ge=1)] = 50
+    device: str | None = None
+    position_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
 class Retrain(Section):
     """The multi-objective models trained on the chosen architecture.
 
@@ -856,6 +905,10 @@ class Retrain(Section):
     balancers: Balancers = Balancers()
     mmoe: Mmoe = Mmoe()
     ple: Ple = Ple()
+    esm2: Esm2 = Esm2()
+    dbmtl: Dbmtl = Dbmtl()
+    aitm: Aitm = Aitm()
+    youtube: Youtube = Youtube()
 
     @model_validator(mode="after")
     def _weights_have_readers(self) -> Retrain:
@@ -948,6 +1001,12 @@ class Params(Section):
             for name in chosen_names:
                 if chosen_names.count(name) > 1:
                     raise ValueError(f"{key} names {name!r} twice: remove one")
+        if "youtube" in self.retrain.models and self.data.position is None:
+            raise ValueError("retrain.models names 'youtube', whose tower learns what the position does: set "
+                             "data.position, or take youtube out")
+        if "esm2" in self.retrain.models and self.retrain.esm2.action not in names:
+            raise ValueError(f"retrain.models names 'esm2', and retrain.esm2.action = {self.retrain.esm2.action!r} is "
+                             f"not the binary objective between click and purchase: use one of {', '.join(names)}")
         if "uniform" not in self.search_embedding.methods:
             raise ValueError("search_embedding.methods must contain 'uniform', the control of every search")
         if "all_pairs" not in self.search_interaction.methods:

@@ -71,6 +71,8 @@ def run(stage: Stage) -> None:
     save_description(stage.out, model_name, schema, spec, config)
     keep_weights(stage, [r["seed"] for r in results], best["seed"])
     load_weights(stage.out / WEIGHTS, model)
+    if model.side is not None:
+        model.side.save(stage.out)
     model.to(resolve_device(stage.params.training.device))
     with stage.timed("prediction"):  # on one thread like the trials, so that no bit depends on the cores
         (valid, gates), = run_trials(score, [{"model": model, "encoded": encoded,

@@ -6,6 +6,7 @@ event reads directly, such as ESMM's conversion head, are learned through produc
 
     independent:  click@all = s(a)   conv@click = s(b), each on its own rows       conv@all = s(a) s(b)
     esmm:         click@all = s(a)   conv@all = s(a) s(b), both on all rows        conv@click = s(b)
+    joint:        click@all = s(a)   conv@all = s(b), both on all rows             conv@click = s(b) / s(a)
 """
 
 from __future__ import annotations
@@ -41,11 +42,17 @@ class Event:
     """What is predicted: an objective in a sample space, and its probability as a sum of products.
 
     The products must exclude each other, so that their probabilities add up.
+
+    Attributes:
+        objective, space: what is predicted, and where.
+        products: of factors; their sum is the probability.
+        given: factors that divide it: the condition of a conditional event whose joint event has a head of its own.
     """
 
     objective: str
     space: str
     products: tuple[tuple[Factor, ...], ...]
+    given: tuple[Factor, ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,7 +69,11 @@ class Event:
             [B], at most 0.
         """
         products = [reduce(torch.add, [f.log(logits) for f in factors]) for factors in self.products]
-        return reduce(torch.logaddexp, products)
+        found = reduce(torch.logaddexp, products)
+        for factor in self.given:
+            found = found - factor.log(logits)
+        # Nothing makes a joint event's own head smaller than its condition's.
+        return found.clamp(max=0.0) if self.given else found
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,20 @@ def esmm(objectives: Sequence[Objective]) -> Chain:
                          "esmm needs a binary objective with `after:`, and none has it",
                          "declare which objective follows which, or take esmm out of retrain.models")
     return Chain(_events(objectives), tuple(f"{o.name}@{ALL}" for o in binary))
+
+
+def joint(objectives: Sequence[Objective]) -> Chain:
+    """A head per joint event, trained on all rows, as AITM has it (KDD 2021).
+
+    Nothing in this chain makes a later step less likely than an earlier one; the score in the parent's space is the
+    quotient of the two heads, and 1 where the later step is the more likely one.
+    """
+    events = []
+    for o in _binary(objectives):
+        events.append(Event(o.name, ALL, ((Factor(o.name),),)))
+        if o.after is not None:
+            events.append(Event(o.name, o.after, ((Factor(o.name),),), given=(Factor(o.after),)))
+    return Chain(tuple(events), tuple(f"{o.name}@{ALL}" for o in _binary(objectives)))
 
 
 def path(objectives: Sequence[Objective], name: str) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ K objectives, W width of the encoded features, H width of a trunk's representati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -26,34 +27,38 @@ from ctrmodels.multitask.regression import LogTarget
 from ctrmodels.multitask.spaces import ALL, joint_label, space_mask
 from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
 from ctrmodels.nn.losses import masked_mean
+from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
 from ctrmodels.nn.towers import MLP
 
 
 class MultiObjectiveModel(nn.Module):
-    """A head per objective on a shared encoder, joined by a probability chain.
+    """Heads on an encoder, one per objective at least, joined by a probability chain.
 
     Args:
         schema: the log.
-        encoder: features of a batch.
-        wide: linear part, one logit per objective.
+        encoder: features of a batch, for all objectives or for each its own.
+        wide: linear part, one logit per head.
         parts: trunk, chain, towers and what else the model has.
         dropout: after every hidden layer of the towers.
         loss_weights: objective → weight of its loss; 1 where absent.
     """
 
-    def __init__(self, schema: Schema, encoder: FeatureEncoder, wide: WideHead, parts: Parts,
-                 dropout: float = 0.0, loss_weights: Mapping[str, float] | None = None) -> None:
+    def __init__(self, schema: Schema, encoder: FeatureEncoder | SeparateEncoders, wide: WideHead | SeparateWide,
+                 parts: Parts, dropout: float = 0.0, loss_weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.schema, self.chain, self.loss_weights = schema, parts.chain, dict(loss_weights or {})
         self.encoder, self.wide, self.trunk, self.transfer = encoder, wide, parts.trunk, parts.transfer
         self.names = [o.name for o in schema.objectives]
-        self.towers = nn.ModuleList(MLP(parts.trunk.width, parts.tower, dropout, width_out=1) for _ in self.names)
+        self.heads = [*self.names, *parts.further]
+        self.towers = nn.ModuleList(MLP(parts.trunk.width, parts.tower, dropout, width_out=1) for _ in self.heads)
         self.side, self.auxiliaries = parts.side, nn.ModuleList(parts.auxiliaries)
+        self._explaining = False
         self.regressions = [o for o in schema.objectives if o.kind == "regression"]
         self.targets = nn.ModuleDict({o.name: LogTarget() for o in self.regressions})
 
     def forward(self, batch: Batch) -> Tensor:
-        """One output per objective [B, K]: a logit, or a standardised logarithm for a regression."""
+        """One output per objective [B, K], a logit, or a standardised logarithm for a regression; then the logits of
+        further heads."""
         return self._outputs(self.encoder(batch))
 
     def loss(self, batch: Batch) -> Tensor:
@@ -117,7 +122,10 @@ class MultiObjectiveModel(nn.Module):
         ``OBJECTIVE@all`` is the probability of the joint event, or the expected value counting 0 where the
         parent does not happen; ``OBJECTIVE@PARENT`` is conditional on the parent.
         """
-        heads = self._heads(self(batch))
+        outputs = self(batch)
+        if self.side is not None and self._explaining:
+            outputs = outputs + self.side(batch)
+        heads = self._heads(outputs)
         scores = {name: log_p.exp() for name, log_p in self.chain.log_probabilities(heads).items()}
         for o in self.regressions:
             value = scores[f"{o.name}@{o.space}"] = self._target(o.name).expected(heads[o.name])
@@ -125,13 +133,28 @@ class MultiObjectiveModel(nn.Module):
                 scores[f"{o.name}@{ALL}"] = scores[f"{o.after}@{ALL}"] * value
         return scores
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Within it :meth:`predict` adds the side, as the loss does: scores of what the log shows, not for serving."""
+        self._explaining = True
+        try:
+            yield
+        finally:
+            self._explaining = False
+
+    def served(self) -> MultiObjectiveModel:
+        """This model, which from now on is without the parts that serving does without."""
+        self.side, self.auxiliaries = None, nn.ModuleList()
+        return self
+
     def gates(self, batch: Batch) -> Tensor | None:
         """Mixing weights [B, K, E] of a gated trunk, ``None`` for others."""
         return self.trunk.gates(self.encoder(batch).flat)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters that several objectives' losses reach: the encoder's and the trunk's shared ones."""
-        return [*self.encoder.parameters(), *self.trunk.shared_parameters()]
+        """Parameters that several objectives' losses reach: a common encoder's and the trunk's shared ones."""
+        common = self.encoder.parameters() if isinstance(self.encoder, FeatureEncoder) else ()
+        return [*common, *self.trunk.shared_parameters()]
 
     def last_shared_layer(self) -> list[nn.Parameter]:
         """Of those, the weights nearest to the towers: the trunk's, or the encoder's where the trunk has none."""
@@ -179,7 +202,7 @@ class MultiObjectiveModel(nn.Module):
         return (torch.cat(deep, dim=1) + self.wide(encoded)).float()
 
     def _heads(self, outputs: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.names, outputs.unbind(dim=1), strict=True))
+        return dict(zip(self.heads, outputs.unbind(dim=1), strict=True))
 
     def _target(self, name: str) -> LogTarget:
         return cast(LogTarget, self.targets[name])

@@ -8,12 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ctrmodels.archspec import ArchSpec
-from ctrmodels.data.dataset import Batch
+from ctrmodels.data.dataset import Batch, Rows
 from ctrmodels.data.schema import Schema
 from ctrmodels.multitask.chains import Chain
 from ctrmodels.nn.encoder import Encoded
@@ -108,6 +109,18 @@ class Side(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """[B, K]."""
 
+    def check(self, rows: Rows) -> None:
+        """Refuse to learn from ``rows``.
+
+        Raises:
+            InputError: they lack what the side reads.
+        """
+        return
+
+    def save(self, folder: Path) -> None:
+        """Write what it has learned into ``folder``, for people to read: a result of its own, beside the model."""
+        return
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -117,7 +130,7 @@ class Pass:
         batch: B rows, with their labels.
         encoded: what the encoder made of them.
         outputs: [B, K] of the towers, with the side's part.
-        heads: objective → its column of ``outputs``, [B].
+        heads: head → its column of ``outputs``, [B].
     """
 
     batch: Batch
@@ -169,6 +182,8 @@ class Parts:
         transfer: between trunk and towers.
         side: what training knows and serving does not.
         auxiliaries: further losses.
+        further: heads beside those of the objectives, which only the chain reads; the trunk has a representation for
+            each of them too, behind those of the objectives.
     """
 
     trunk: Trunk
@@ -177,3 +192,4 @@ class Parts:
     transfer: Transfer | None = None
     side: Side | None = None
     auxiliaries: Sequence[Auxiliary] = ()
+    further: tuple[str, ...] = ()

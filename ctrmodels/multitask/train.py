@@ -17,17 +17,23 @@ def train(model: MultiObjectiveModel, rows: Rows, valid: Rows, config: TrainConf
           checkpoint: Checkpoint | None = None, balancer: Balancer | None = None) -> FitResult:
     """Fit ``model`` on ``rows``, stopping by the mean AUC@all of the binary objectives on ``valid``.
 
+    A model with a side stops by scores that have it: the clicks that a log shows depend on the positions, so that
+    judged without them the epoch is best that passes most of their effect off as the items'.
+
     Around the common loop it sets what a loop cannot: the scale of regression objectives before, and their
     smearing factors after, both from ``rows``. Without a balancer the (weighted) sum of the losses is minimised.
 
     Raises:
-        InputError: a regression objective has no value in its space, or a negative one; or the checkpoint is
-            damaged or belongs to another training.
+        InputError: a regression objective has no value in its space, or a negative one; the rows lack what the
+            model's side reads; or the checkpoint is damaged or belongs to another training.
         FloatingPointError: the loss is not finite.
     """
+    if model.side is not None:
+        model.side.check(rows)
     if model.regressions:
         model.fit_targets(rows.labels)
-    result = fit(model, rows, valid, config, mean_auc(rows.schema), checkpoint, balancer)
+    with model.explaining():
+        result = fit(model, rows, valid, config, mean_auc(rows.schema), checkpoint, balancer)
     if model.regressions:
         model.fit_smearing(_outputs(model, rows), rows.labels)
     return result

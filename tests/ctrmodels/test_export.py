@@ -25,7 +25,8 @@ SINGLE = [("deepfm", "mask_with_init"), *((name, alloc) for name in ("deepfm", "
                                           for alloc in ("uniform", "per_field", "mask"))]
 SINGLE += [("deepfm", "per_bucket"), ("autodeepfm", "shared_rare"), ("dcnv2", "field_dims"), ("deepfm", "central"),
            ("autodeepfm", "central_attention")]
-MULTI = [("shared_bottom", "uniform"), ("esmm", "per_field"), ("mmoe", "mask")]
+MULTI = [("single", "per_field"), ("dbmtl", "uniform"), ("aitm", "uniform"), ("youtube", "mask"),
+         ("shared_bottom", "uniform"), ("esmm", "per_field"), ("mmoe", "mask")]
 
 
 def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

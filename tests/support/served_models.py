@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ TABLES: Mapping[str, Alloc] = {
     "dense": ALLOCS["uniform"], "dims": ALLOCS["field_dims"], "single": ALLOCS["mask"]}
 
 
-def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False) -> Model:
+def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False, options: Any = None) -> Model:
     """A model whose parameters and statistics all count, with the values that were pruned still at zero."""
     spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc], interactions=GROWN if grown else all_pairs(schema),
                        groups=GROUPS if grown else (), tables=TABLES if grown else {})
@@ -66,8 +67,9 @@ def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False) -
     if name in MODELS or name in HOSTS:
         model: Model = {**HOSTS, **MODELS}[name](schema, spec, "click", dropout=0.1, l2=0.1)
     else:
-        model = build_model(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1))
-        model.fit_targets(np.array([[1.0, 0.0, 3.0], [1.0, 1.0, 40.0]], np.float32))
+        model = build_model(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1, options=options))
+        values = [[3.0, 40.0] if o.kind == "regression" else [1.0, 1.0] for o in schema.objectives]
+        model.fit_targets(np.array(values, np.float32).T)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)

@@ -10,12 +10,18 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.models.aitm import AITMOptions, aitm
+from ctrmodels.multitask.models.dbmtl import DBMTLOptions, dbmtl
+from ctrmodels.multitask.models.esm2 import ESM2Options, esm2
 from ctrmodels.multitask.models.esmm import esmm
 from ctrmodels.multitask.models.mixtures import MixtureOptions, mmoe, mmoe_esmm, omoe
 from ctrmodels.multitask.models.ple import PLEOptions, cgc, ple
 from ctrmodels.multitask.models.shared_bottom import shared_bottom
+from ctrmodels.multitask.models.single import single
+from ctrmodels.multitask.models.youtube import YouTubeOptions, youtube
 from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,18 @@ class Blueprint:
     Attributes:
         parts: makes its parts.
         options: class of the settings that only it has.
+        encoder: class of its encoder.
+        wide: class of its linear part.
     """
 
     parts: Callable[[Site], Parts]
     options: Callable[..., Any] = NoOptions
+    encoder: type[FeatureEncoder | SeparateEncoders] = FeatureEncoder
+    wide: type[WideHead | SeparateWide] = WideHead
 
 
 MODELS: Mapping[str, Blueprint] = {
+    "single": Blueprint(single, encoder=SeparateEncoders, wide=SeparateWide),
     "shared_bottom": Blueprint(shared_bottom),
     "omoe": Blueprint(omoe, MixtureOptions),
     "mmoe": Blueprint(mmoe, MixtureOptions),
@@ -39,6 +50,10 @@ MODELS: Mapping[str, Blueprint] = {
     "ple": Blueprint(ple, PLEOptions),
     "esmm": Blueprint(esmm),
     "mmoe_esmm": Blueprint(mmoe_esmm, MixtureOptions),
+    "esm2": Blueprint(esm2, ESM2Options),
+    "dbmtl": Blueprint(dbmtl, DBMTLOptions),
+    "aitm": Blueprint(aitm, AITMOptions),
+    "youtube": Blueprint(youtube, YouTubeOptions),
 }
 
 
@@ -53,7 +68,7 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
 
     Raises:
         InputError: unknown model, a loss weight for an objective that the log does not have, or a model that
-            needs a chain of objectives on a log without one.
+            needs what the log or its options do not have, such as a chain of objectives.
     """
     if name not in MODELS:
         raise InputError("params.yaml", "retrain.models", name, "unknown model", f"use {', '.join(MODELS)}")
@@ -63,7 +78,7 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
                          f"use {', '.join(names)}")
     blueprint = MODELS[name]
     options = blueprint.options() if config.options is None else config.options
-    encoder = FeatureEncoder(schema, spec, config.dropout, config.l2)
+    encoder = blueprint.encoder(schema, spec, config.dropout, config.l2)
     parts = blueprint.parts(Site(schema, spec, config, options, encoder.width))
-    wide = WideHead(schema, spec, len(names), config.gate_init)
+    wide = blueprint.wide(schema, spec, len(names) + len(parts.further), config.gate_init)
     return MultiObjectiveModel(schema, encoder, wide, parts, config.dropout, config.loss_weights)

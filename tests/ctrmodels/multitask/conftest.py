@@ -32,7 +32,7 @@ def draw(objectives: tuple[Objective, ...] = FUNNEL, n: int = 400, seed: int = 0
     if "hide" in columns:
         labels[rng.random(n) < 0.3, list(columns).index("hide")] = np.nan
     return Rows.of(schema, ids, rng.standard_normal((n, 1)).astype(np.float32), {"seen": steps}, labels,
-                np.zeros(n, np.int32), ids[:, 0].astype(np.int64), np.arange(n, dtype=np.int64))
+                (1 + np.arange(n) % 4).astype(np.int32), ids[:, 0].astype(np.int64), np.arange(n, dtype=np.int64))
 
 
 @pytest.fixture

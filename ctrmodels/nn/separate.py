@@ -1,0 +1,73 @@
+"""Features of which K outputs share nothing: an encoder and a wide part each, behind the faces of single ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data.dataset import Batch
+from ctrmodels.data.schema import Schema
+from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
+
+
+class SeparateEncoders(nn.Module):
+    """A :class:`FeatureEncoder` per objective of the log, K of them, what they give laid side by side.
+
+    Args:
+        schema: the log.
+        spec: embedding and interactions of every encoder.
+        dropout: on ``flat``.
+        l2: weight of the penalty.
+
+    Attributes:
+        width: K times W.
+    """
+
+    def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleList(FeatureEncoder(schema, spec, dropout, l2) for _ in schema.objectives)
+        self.width = sum(e.width for e in self._each)
+
+    def forward(self, batch: Batch) -> Encoded:
+        """``fields`` [B, K*F, D], ``flat`` [B, K*W], ``products`` [B, K*M], and the sum of the penalties."""
+        found: Sequence[Encoded] = [encoder(batch) for encoder in self.encoders]
+        return replace(found[0], fields=torch.cat([e.fields for e in found], dim=1),
+                       flat=torch.cat([e.flat for e in found], dim=1),
+                       products=torch.cat([e.products for e in found], dim=1),
+                       penalty=torch.stack([e.penalty for e in found]).sum())
+
+    def stored(self) -> tuple[int, int, int]:
+        """Those of :meth:`FeatureEncoder.stored`, of all encoders together."""
+        values, overhead, trained = zip(*(e.stored() for e in self._each), strict=True)
+        return sum(values), sum(overhead), sum(trained)
+
+    def flops(self) -> int:
+        """Operations per row of all encoders."""
+        return sum(e.flops() for e in self._each)
+
+    @property
+    def _each(self) -> list[FeatureEncoder]:
+        return [cast(FeatureEncoder, e) for e in self.encoders]
+
+
+class SeparateWide(nn.Module):
+    """A :class:`WideHead` per output, each on the interactions of its own one of :class:`SeparateEncoders`."""
+
+    def __init__(self, schema: Schema, spec: ArchSpec, n_outputs: int, gate_init: float = 0.1) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(WideHead(schema, spec, 1, gate_init) for _ in range(n_outputs))
+
+    def flops(self) -> int:
+        """Operations per row of all heads."""
+        return sum(cast(WideHead, head).flops() for head in self.heads)
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        """[B, K]."""
+        own = encoded.products.tensor_split(len(self.heads), dim=1)
+        return torch.cat([head(replace(encoded, products=products.contiguous()))
+                          for head, products in zip(self.heads, own, strict=True)], dim=1)
