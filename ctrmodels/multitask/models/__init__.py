@@ -10,8 +10,12 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.models.dcrnn import DCRNNOptions, dcrnn
+from ctrmodels.multitask.models.deepmcp import DeepMCPOptions, deepmcp
+from ctrmodels.multitask.models.dupn import DUPNOptions, dupn
 from ctrmodels.multitask.models.esmm import esmm
 from ctrmodels.multitask.models.mixtures import MixtureOptions, mmoe, mmoe_esmm, omoe
+from ctrmodels.multitask.models.nmtr import NMTROptions, nmtr
 from ctrmodels.multitask.models.ple import PLEOptions, cgc, ple
 from ctrmodels.multitask.models.shared_bottom import shared_bottom
 from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
@@ -39,6 +43,10 @@ MODELS: Mapping[str, Blueprint] = {
     "ple": Blueprint(ple, PLEOptions),
     "esmm": Blueprint(esmm),
     "mmoe_esmm": Blueprint(mmoe_esmm, MixtureOptions),
+    "dupn": Blueprint(dupn, DUPNOptions),
+    "deepmcp": Blueprint(deepmcp, DeepMCPOptions),
+    "nmtr": Blueprint(nmtr, NMTROptions),
+    "dcrnn": Blueprint(dcrnn, DCRNNOptions),
 }
 
 
