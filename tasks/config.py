@@ -27,7 +27,7 @@ INTERACTION_METHODS = ("all_pairs", "no_pairs", "listed", "mutual_information", 
 GATED_HOSTS = ("autodeepfm", "autoipnn")
 HOSTS = (*GATED_HOSTS, *(name for name in BASELINES if name not in ("lr", "din")))
 MODELS = ("single", "shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm", "esm2", "dbmtl", "aitm",
-          "youtube")
+          "youtube", "dupn", "deepmcp", "nmtr", "dcrnn")
 BALANCERS = ("fixed", "decay", "uncertainty", "dwa", "gradnorm", "pcgrad", "mgda", "pareto", "random")
 
 
@@ -884,6 +884,89 @@ class Youtube(Section):
     position_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
+class Dupn(Section):
+    """DUPN (KDD 2018): a representation of the user, read from the history, that all objectives share.
+
+    Attributes:
+        histories: sequences ``of`` fields of the item that together say which item each step was; empty = the first.
+        properties: sequences that say how each of these steps was met, such as the action or the time since. Give
+            all of them the same ``build:`` and ``max_length:``.
+        units: width of a state of the LSTM.
+        profile: width of what the user's and the request's other fields become.
+        attention: widths of the MLP that weighs the states.
+    """
+
+    histories: tuple[Name, ...] = ()
+    properties: tuple[Name, ...] = ()
+    units: Annotated[int, Field(ge=1)] = 64
+    profile: Annotated[int, Field(ge=1)] = 64
+    attention: tuple[Annotated[int, Field(ge=1)], ...] = (32,)
+
+
+class DeepMcp(Section):
+    """DeepMCP (IJCAI 2019): a shared bottom; two subnets train its embeddings with it and do not serve.
+
+    Attributes:
+        alpha: weight of matching users and items; 0 = without.
+        beta: weight of the correlation of items in a history; 0 = without, and then no history is needed.
+        layers: widths of both subnets.
+        objective: the binary objective that matching predicts; ``null`` = the first.
+        user: fields that matching knows of the user and the query; empty = all with ``side: user``.
+        histories: sequences whose steps are the items; empty = the first ``of`` a field of the item.
+        window: steps between two items of a pair, at most.
+        negatives: per pair.
+        power: of the frequency by which negatives are drawn.
+    """
+
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 0.1
+    layers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 32)
+    objective: Name | None = None
+    user: tuple[Name, ...] = ()
+    histories: tuple[Name, ...] = ()
+    window: Annotated[int, Field(ge=1)] = 3
+    negatives: Annotated[int, Field(ge=1)] = 4
+    power: Annotated[float, Field(ge=0, le=1)] = 0.75
+
+
+class Nmtr(Section):
+    """NMTR (ICDE 2019): each behaviour is predicted on top of the one before it.
+
+    Attributes:
+        behaviours: binary objectives from the first to the last; empty = all, in the order of data.objectives.
+        carry: what is handed on: the ``logit``, or the ``probability``, which moves the next logit little.
+        interaction: of user and item: ``gmf`` (product), ``mlp``, or ``neumf`` (both).
+        width: of the user's and of the item's vector.
+    """
+
+    behaviours: tuple[Name, ...] = ()
+    carry: Literal["logit", "probability"] = "logit"
+    interaction: Literal["gmf", "mlp", "neumf"] = "neumf"
+    width: Annotated[int, Field(ge=1)] = 32
+
+
+class Dcrnn(Section):
+    """DCRNN, reconstructed from an abstract: recurrent feature crosses, a small private state per objective.
+
+    Attributes:
+        units: width of what a tower reads: shared and private state.
+        share: of ``units`` that is shared.
+        steps: crosses along ``depth``.
+        cell: of the states.
+        axis: ``depth``, every step crossing all features, or ``fields``, one field per step in their order.
+        link: whether an objective's state reads the one before it, in the order of data.objectives.
+        chain: ``independent``, or ``esmm``, which needs an objective with ``after:``.
+    """
+
+    units: Annotated[int, Field(ge=2)] = 64
+    share: Share = 0.75
+    steps: Annotated[int, Field(ge=1, le=4)] = 3
+    cell: Literal["gru", "lstm", "rnn"] = "gru"
+    axis: Literal["depth", "fields"] = "depth"
+    link: bool = True
+    chain: Literal["independent", "esmm"] = "independent"
+
+
 class Retrain(Section):
     """The multi-objective models trained on the chosen architecture.
 
@@ -909,6 +992,10 @@ class Retrain(Section):
     dbmtl: Dbmtl = Dbmtl()
     aitm: Aitm = Aitm()
     youtube: Youtube = Youtube()
+    dupn: Dupn = Dupn()
+    deepmcp: DeepMcp = DeepMcp()
+    nmtr: Nmtr = Nmtr()
+    dcrnn: Dcrnn = Dcrnn()
 
     @model_validator(mode="after")
     def _weights_have_readers(self) -> Retrain:

@@ -4,12 +4,17 @@ from ctrmodels.multitask.chains import Chain, Event, Factor, esmm, independent
 from ctrmodels.multitask.checkpoint import load_model
 from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.multitask.models import MODELS, Blueprint, build_model
+from ctrmodels.multitask.models.dcrnn import DCRNN, DCRNNOptions
+from ctrmodels.multitask.models.deepmcp import DeepMCPOptions
+from ctrmodels.multitask.models.dupn import DUPN, DUPNOptions
 from ctrmodels.multitask.models.esmm import Identity
 from ctrmodels.multitask.models.mixtures import MixtureOptions, MMoE, OMoE
+from ctrmodels.multitask.models.nmtr import NMTROptions
 from ctrmodels.multitask.models.ple import PLE, PLEOptions
 from ctrmodels.multitask.models.shared_bottom import SharedBottom
-from ctrmodels.multitask.parts import Auxiliary, ModelConfig, Parts, Side, Site, Transfer, Trunk
+from ctrmodels.multitask.parts import Auxiliary, ModelConfig, Parts, Side, Site, SplitTrunk, Transfer, Trunk
 
-__all__ = ["MODELS", "PLE", "Auxiliary", "Blueprint", "Chain", "Event", "Factor", "Identity", "MMoE", "MixtureOptions",
-           "ModelConfig", "MultiObjectiveModel", "OMoE", "PLEOptions", "Parts", "SharedBottom", "Side", "Site",
-           "Transfer", "Trunk", "build_model", "esmm", "independent", "load_model"]
+__all__ = ["DCRNN", "DUPN", "MODELS", "PLE", "Auxiliary", "Blueprint", "Chain", "DCRNNOptions", "DUPNOptions",
+           "DeepMCPOptions", "Event", "Factor", "Identity", "MMoE", "MixtureOptions", "ModelConfig",
+           "MultiObjectiveModel", "NMTROptions", "OMoE", "PLEOptions", "Parts", "SharedBottom", "Side", "Site",
+           "SplitTrunk", "Transfer", "Trunk", "build_model", "esmm", "independent", "load_model"]

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class ModelConfig:
     options: Any = None
 
 
-class Trunk(nn.Module, ABC):
+class Trunk(nn.Module):
     """Base of all trunks.
 
     Attributes:
@@ -62,13 +62,14 @@ class Trunk(nn.Module, ABC):
         super().__init__()
         self.width, self.n_objectives = width, n_objectives
 
-    @abstractmethod
     def forward(self, flat: Tensor) -> list[Tensor]:
         """``flat`` [B, W] → K representations [B, H], in the order of the objectives."""
+        raise NotImplementedError(f"{type(self).__name__} reads more than `flat`: use represent")
 
     def represent(self, encoded: Encoded) -> list[Tensor]:
-        """K representations [B, H]; a trunk that reads more than ``flat``, such as a sequence's steps, does it here."""
-        return self(encoded.flat)
+        """K representations [B, H]; a trunk that reads more than ``flat``, such as a sequence's steps, has this in
+        place of :meth:`forward`."""
+        return cast(list[Tensor], self(encoded.flat))
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that the losses of several objectives reach; what gradient balancing looks at."""
@@ -85,6 +86,25 @@ class Trunk(nn.Module, ABC):
     def flops(self) -> int:
         """Operations per row beyond those of its ``Linear`` layers."""
         return 0
+
+
+class SplitTrunk(Trunk, ABC):
+    """A trunk of which the part that does not depend on the item is computed by itself, once per request.
+
+    U is the width of a user's representation, which no field with ``side: item`` has a part in.
+    """
+
+    @abstractmethod
+    def user(self, encoded: Encoded) -> Tensor:
+        """[B, U]."""
+
+    @abstractmethod
+    def joined(self, user: Tensor, encoded: Encoded) -> list[Tensor]:
+        """K representations [B, H] of :meth:`user`, [B, U] or [1, U] for all rows, and of the items in ``encoded``."""
+
+    def represent(self, encoded: Encoded) -> list[Tensor]:
+        """See :class:`Trunk`."""
+        return self.joined(self.user(encoded), encoded)
 
 
 class Transfer(nn.Module, ABC):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ from ctrmodels.nn.embedding import (
     PerFieldEmbedding,
     UniformEmbedding,
 )
-from ctrmodels.nn.flat import appended, appended_width, flat_width, lay_out
+from ctrmodels.nn.flat import LaidOut, appended, appended_width, flat_width, lay_out
 from ctrmodels.nn.group import Groups
 from ctrmodels.nn.interaction import Products
 from ctrmodels.nn.micronet import MicroNets
@@ -49,7 +50,9 @@ class Encoded:
             own; part of every loss.
         lookup: the rows of the batch in the layout of all fields.
         numeric: [B, N] numeric values.
-        batch: the batch itself, for models that read single steps of a sequence.
+        batch: the batch itself.
+        steps: name of a sequence → [B, L, D], its single steps, which models read that do more than pool them; mask
+            padded ones.
     """
 
     fields: Tensor
@@ -60,6 +63,7 @@ class Encoded:
     lookup: Lookup
     numeric: Tensor
     batch: Batch
+    steps: Callable[[str], Tensor]
 
 
 def build_embedding(schema: Schema, alloc: Alloc | None, out_dim: int) -> FieldEmbedding:
@@ -126,15 +130,39 @@ class FeatureEncoder(nn.Module):
     def forward(self, batch: Batch) -> Encoded:
         """Encode B rows."""
         lookup = self.layout(batch)
-        fields, flat, pair_sum, own = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
-        by_name = {MAIN: fields, **{name: table(batch, lookup) for name, table in self.tables.items()}}
+        laid = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
+        return self._encoded(batch, lookup, laid, self._tables(batch, lookup))
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings of every field [B, F, D] by the name of their table, for :meth:`encode` to go on with."""
+        lookup = self.layout(batch)
+        return {MAIN: self.embedding(batch, lookup), **self._tables(batch, lookup)}
+
+    def encode(self, batch: Batch, lookup: Lookup, by_name: Mapping[str, Tensor]) -> Encoded:
+        """:meth:`forward` from embeddings that are there already, such as a user's who is the same in all rows.
+
+        Args:
+            batch: B rows.
+            lookup: what the linear part adds up.
+            by_name: of :meth:`embed`.
+        """
+        laid = lay_out(by_name[MAIN], batch.numeric, self.pair_sum)
+        return self._encoded(batch, lookup, laid, {name: by_name[name] for name in self.tables})
+
+    def _tables(self, batch: Batch, lookup: Lookup) -> dict[str, Tensor]:
+        return {name: table(batch, lookup) for name, table in self.tables.items()}
+
+    def _encoded(self, batch: Batch, lookup: Lookup, laid: LaidOut, tables: Mapping[str, Tensor]) -> Encoded:
+        fields, flat, pair_sum, own = laid
+        by_name = {MAIN: fields, **tables}
         products = self.products(by_name) if self.n_products else fields.new_zeros(fields.shape[0], 0)
         penalty = fields.new_zeros(())
         if self.l2:
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
         flat = self.dropout(appended(flat, [*self.groups(by_name), *self.micronets(fields)]))
-        return Encoded(fields, flat, products, pair_sum, penalty, lookup, batch.numeric, batch)
+        return Encoded(fields, flat, products, pair_sum, penalty, lookup, batch.numeric, batch,
+                       partial(self.embedding.steps, batch))
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
         """[B, F, D] and [B, N] → [B, W], with dropout."""

@@ -12,9 +12,13 @@ from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.multitask.models.aitm import AITMOptions, aitm
 from ctrmodels.multitask.models.dbmtl import DBMTLOptions, dbmtl
+from ctrmodels.multitask.models.dcrnn import DCRNNOptions, dcrnn
+from ctrmodels.multitask.models.deepmcp import DeepMCPOptions, deepmcp
+from ctrmodels.multitask.models.dupn import DUPNOptions, dupn
 from ctrmodels.multitask.models.esm2 import ESM2Options, esm2
 from ctrmodels.multitask.models.esmm import esmm
 from ctrmodels.multitask.models.mixtures import MixtureOptions, mmoe, mmoe_esmm, omoe
+from ctrmodels.multitask.models.nmtr import NMTROptions, nmtr
 from ctrmodels.multitask.models.ple import PLEOptions, cgc, ple
 from ctrmodels.multitask.models.shared_bottom import shared_bottom
 from ctrmodels.multitask.models.single import single
@@ -54,6 +58,10 @@ MODELS: Mapping[str, Blueprint] = {
     "dbmtl": Blueprint(dbmtl, DBMTLOptions),
     "aitm": Blueprint(aitm, AITMOptions),
     "youtube": Blueprint(youtube, YouTubeOptions),
+    "dupn": Blueprint(dupn, DUPNOptions),
+    "deepmcp": Blueprint(deepmcp, DeepMCPOptions),
+    "nmtr": Blueprint(nmtr, NMTROptions),
+    "dcrnn": Blueprint(dcrnn, DCRNNOptions),
 }
 
 

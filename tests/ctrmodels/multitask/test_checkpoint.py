@@ -29,7 +29,7 @@ def saved(tmp_path: Path, rows: Rows) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "esm2"])  # which needs another funnel
 def test_a_saved_model_scores_as_before_to_the_last_bit(name: str, tmp_path: Path, rows: Rows) -> None:
     spec = ArchSpec.dense(rows.schema, 4)
     model = build_model(name, rows.schema, spec, CONFIG)
