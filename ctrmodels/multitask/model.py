@@ -153,12 +153,15 @@ class MultiObjectiveModel(nn.Module):
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters that several objectives' losses reach: a common encoder's and the trunk's shared ones."""
-        common = self.encoder.parameters() if isinstance(self.encoder, FeatureEncoder) else ()
-        return [*common, *self.trunk.shared_parameters()]
+        return [*self._common(), *self.trunk.shared_parameters()]
 
     def last_shared_layer(self) -> list[nn.Parameter]:
         """Of those, the weights nearest to the towers: the trunk's, or the encoder's where the trunk has none."""
-        return self.trunk.last_shared_layer() or list(self.encoder.parameters())
+        return self.trunk.last_shared_layer() or self._common()
+
+    def _common(self) -> list[nn.Parameter]:
+        """The parameters of an encoder that all objectives read."""
+        return list(self.encoder.parameters()) if isinstance(self.encoder, FeatureEncoder) else []
 
     def cost(self) -> Cost:
         """What serving this model takes."""

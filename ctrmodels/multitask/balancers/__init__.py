@@ -55,7 +55,8 @@ def build_balancer(name: str, model: Balanced, options: Any = None, seed: int = 
         seed: of random weights and orders.
 
     Raises:
-        InputError: unknown balancer, options of an objective that the model does not have, or a single loss.
+        InputError: unknown balancer, options of an objective that the model does not have, a single loss, or nothing
+            that several losses reach.
     """
     if name not in BALANCERS:
         raise InputError("params.yaml", "retrain.models", name, "unknown balancer", f"use {', '.join(BALANCERS)}")
@@ -63,6 +64,9 @@ def build_balancer(name: str, model: Balanced, options: Any = None, seed: int = 
     if len(problem.names) < 2:
         raise InputError("params.yaml", "retrain.models", name, f"one loss only ({', '.join(problem.names)})",
                          "train the model without a balancer")
+    if not problem.shared:
+        raise InputError("params.yaml", "retrain.models", name, "the model's objectives share no parameter",
+                         "train it without a balancer: each of its losses is minimised as if alone")
     objectives = list(dict.fromkeys(n.partition("@")[0] for n in problem.names))
     for key, value in vars(options).items() if options is not None else ():
         for unknown in sorted(set(value) - set(objectives)) if isinstance(value, Mapping) else ():

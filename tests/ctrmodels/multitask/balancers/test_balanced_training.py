@@ -13,7 +13,8 @@ from torch import Tensor
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Rows
 from ctrmodels.errors import InputError
-from ctrmodels.multitask import MODELS, ModelConfig, MultiObjectiveModel, build_model
+from ctrmodels.multitask import MODELS as EVERY_MODEL
+from ctrmodels.multitask import ModelConfig, MultiObjectiveModel, build_model
 from ctrmodels.multitask.balancers import (
     BALANCERS,
     Balancer,
@@ -28,6 +29,7 @@ from ctrmodels.training import FitResult, TrainConfig, fit, seed_everything
 from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import Trainer
 
+MODELS = [name for name in EVERY_MODEL if name != "esm2"]  # which needs another funnel
 CONFIG = ModelConfig(bottom=(8,), tower=(6,), l2=0.01)
 TRAINING = TrainConfig(epochs=3, patience=9, batch_size=80, learning_rate=1e-2, clip_norm=1.0, weight_decay=0.01,
                        device="cpu")
@@ -50,6 +52,7 @@ def gradients(model: MultiObjectiveModel) -> dict[str, Tensor]:
 
 def plain(model: MultiObjectiveModel, rows: Rows) -> dict[str, Tensor]:
     model.zero_grad()
+    torch.manual_seed(0)  # of hidden positions and sampled negatives
     model.loss(next(iter(rows.batches(100)))).backward()
     return gradients(model)
 
@@ -68,6 +71,7 @@ def test_the_losses_gradients_add_up_to_the_gradient_of_their_sum(name: str, row
         model.loss_names)
     expected = plain(model, rows)
     model.zero_grad()
+    torch.manual_seed(0)
     losses, rest = model.terms(next(iter(rows.batches(100))))
     shared = model.shared_parameters()
     backward_each(list(losses.values()), shared, keep_graph=True).put(torch.ones(len(losses)))
@@ -116,7 +120,14 @@ def test_tables_keep_gradients_of_the_touched_rows(rows: Rows) -> None:
     assert 0 < len(touched) < len(table) / 2
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_shares_nothing_has_nothing_to_balance(rows: Rows) -> None:
+    model = build("single", rows)
+    assert model.shared_parameters() == model.last_shared_layer() == []
+    with pytest.raises(InputError, match="share no parameter"):
+        balance("gradnorm", model)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "single"])
 def test_every_model_has_a_last_shared_layer_that_all_losses_reach(name: str, rows: Rows) -> None:
     model = build(name, rows)
     layer = model.last_shared_layer()

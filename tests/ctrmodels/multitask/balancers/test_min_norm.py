@@ -122,7 +122,7 @@ class TwoLosses:
     loss_names = NAMES
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        return []
+        return [nn.Parameter(torch.zeros(1))]
 
     last_shared_layer = shared_parameters
 
