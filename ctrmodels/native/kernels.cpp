@@ -380,12 +380,15 @@ void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second
   const auto free = width == 16 ? stride<false, 16> : stride<false, 0>;
   const auto pushed = width == 16 ? stride<true, 16> : stride<true, 0>;
   at::parallel_for(0, u, grain(8 * width), [&](int64_t begin, int64_t end) {
+    // Where the last row that had never moved began, and what became of it: the next one that begins there ends there.
+    std::vector<float> start, moved;
     for (int64_t k = begin; k < end; ++k) {
       if (k + kAheadRows < end) {
         const int64_t ahead = row[k + kAheadRows] * width;
         __builtin_prefetch(values + ahead, 1);
         __builtin_prefetch(means + ahead, 1);
         __builtin_prefetch(squares + ahead, 1);
+        __builtin_prefetch(taken + row[k + kAheadRows], 1);
       }
       const int64_t r = row_at(row, k, height), place = r * width;
       const auto move = [&](const auto& by, int64_t at, int64_t h, const float* g) {
@@ -395,11 +398,26 @@ void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second
       };
       int64_t at = taken[r];
       const int64_t stop = from ? step - 1 : step;
+      const bool fresh = at == 0 && at < stop;
+      if (fresh && !start.empty() && std::equal(start.begin(), start.end(), values + place)) {
+        std::copy_n(moved.data(), width, values + place);
+        std::copy_n(moved.data() + width, width, means + place);
+        std::copy_n(moved.data() + 2 * width, width, squares + place);
+        at = stop;
+      } else if (fresh) {
+        start.assign(values + place, values + place + width);
+      }
+      const bool keep = fresh && at < stop;
       for (int64_t done = 0; at < stop;) {
         const int64_t h = std::min({stop - at, longest, 1 + 2 * done});
         move(free, at, h, nullptr);
         at += h;
         done += h;
+      }
+      if (keep) {
+        moved.assign(values + place, values + place + width);
+        moved.insert(moved.end(), means + place, means + place + width);
+        moved.insert(moved.end(), squares + place, squares + place + width);
       }
       if (from) move(pushed, at, 1, from + k * width);
       taken[r] = static_cast<int32_t>(step);
@@ -407,14 +425,39 @@ void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second
   });
 }
 
-// 1 / (1 + exp(-x)) within 2 units of the last place, 0 below -80, in operations that compilers do side by side.
+// 1 / (1 + exp(-x)) within 2 units of the last place, 0 below -80, in operations that compilers do side by side: no branch.
 float logistic(float x) {
-  const float power = std::clamp(-x, -80.0f, 80.0f) * 1.44269504f;
-  const float whole = static_cast<float>(static_cast<int32_t>(power + (power < 0 ? -0.5f : 0.5f))), f = power - whole;
+  constexpr float kRound = 12582912.0f;  // above it a float has no fraction
+  const float power = std::min(std::max(x, -80.0f), 80.0f) * -1.44269504f;
+  const float whole = (power + kRound) - kRound, f = power - whole;
   const float fraction = 1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * (
       0.00961812911f + f * (0.00133335581f + f * 0.000154035304f)))));
   const float y = 1.0f / (1.0f + fraction * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23));
-  return x < -80.0f ? 0.0f : y;
+  return y * static_cast<float>(x >= -80.0f);
+}
+
+// A row x [D] drawn towards zero by level = sigmoid(s), one of all values or one of each.
+template <int64_t kWidth, bool kOne>
+void draw_in(const float* __restrict__ x, const float* __restrict__ s, float* __restrict__ level, float* __restrict__ out,
+             int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  for (int64_t j = 0; j < (kOne ? 1 : d); ++j) level[j] = logistic(s[j]);
+  for (int64_t j = 0; j < d; ++j) {
+    const float limit = level[kOne ? 0 : j];
+    out[j] = x[j] - std::min(std::max(x[j], -limit), limit);
+  }
+}
+
+// The gradient of such a row, where y is what it was drawn to: of x, and of s by value.
+template <int64_t kWidth, bool kOne>
+void push_back(const float* __restrict__ g, const float* __restrict__ y, const float* __restrict__ level,
+               float* __restrict__ of_x, float* __restrict__ of_s, int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  for (int64_t j = 0; j < d; ++j) {
+    const float limit = level[kOne ? 0 : j], kept = y[j] != 0.0f ? g[j] : 0.0f;
+    of_x[j] = kept;
+    of_s[j] = (y[j] > 0.0f ? -kept : kept) * (limit * (1.0f - limit));
+  }
 }
 
 // Soft thresholds: rows int64 [U] of table [V, D] drawn towards zero by level = sigmoid(thresholds), and not beyond it.
@@ -429,6 +472,7 @@ std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds,
   const int64_t* row = rows.const_data_ptr<int64_t>();
   Tensor result = at::empty({u, d}, table.options()), level = at::empty({u, w}, table.options());
   float *to = result.mutable_data_ptr<float>(), *levels = level.mutable_data_ptr<float>();
+  const auto draw = w == 1 ? draw_in<0, true> : d == 16 ? draw_in<16, false> : draw_in<0, false>;
   at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       if (k + kAheadRows < end) {
@@ -436,15 +480,7 @@ std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds,
         __builtin_prefetch(by + row[k + kAheadRows] * w);
       }
       const int64_t r = row_at(row, k, height);
-      const float* __restrict__ x = from + r * d;
-      const float* __restrict__ s = by + r * w;
-      float* __restrict__ t = levels + k * w;
-      float* __restrict__ out = to + k * d;
-      for (int64_t j = 0; j < w; ++j) t[j] = logistic(s[j]);
-      for (int64_t j = 0; j < d; ++j) {
-        const float limit = t[w == 1 ? 0 : j];
-        out[j] = x[j] - std::min(std::max(x[j], -limit), limit);
-      }
+      draw(from + r * d, by + r * w, levels + k * w, to + k * d, d);
     }
   });
   return {result, level};
@@ -460,14 +496,9 @@ std::tuple<Tensor, Tensor> soften_backward(const Tensor& gradient, const Tensor&
   Tensor of_rows = at::empty({u, d}, output.options()), of_level = at::empty({u, d}, output.options());
   const float *g = gradient.const_data_ptr<float>(), *y = output.const_data_ptr<float>(), *t = level.const_data_ptr<float>();
   float *pull = of_rows.mutable_data_ptr<float>(), *push = of_level.mutable_data_ptr<float>();
+  const auto push_row = w == 1 ? push_back<0, true> : d == 16 ? push_back<16, false> : push_back<0, false>;
   at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k)
-      for (int64_t j = 0; j < d; ++j) {
-        const int64_t i = k * d + j;
-        const float limit = t[w == 1 ? k : i], kept = y[i] != 0.0f ? g[i] : 0.0f;
-        pull[i] = kept;
-        push[i] = (y[i] > 0.0f ? -kept : kept) * (limit * (1.0f - limit));
-      }
+    for (int64_t k = begin; k < end; ++k) push_row(g + k * d, y + k * d, t + k * w, pull + k * d, push + k * d, d);
   });
   return {of_rows, of_level};
 }
