@@ -380,12 +380,15 @@ void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second
   const auto free = width == 16 ? stride<false, 16> : stride<false, 0>;
   const auto pushed = width == 16 ? stride<true, 16> : stride<true, 0>;
   at::parallel_for(0, u, grain(8 * width), [&](int64_t begin, int64_t end) {
+    // Where the last row that had never moved began, and what became of it: the next one that begins there ends there.
+    std::vector<float> start, moved;
     for (int64_t k = begin; k < end; ++k) {
       if (k + kAheadRows < end) {
         const int64_t ahead = row[k + kAheadRows] * width;
         __builtin_prefetch(values + ahead, 1);
         __builtin_prefetch(means + ahead, 1);
         __builtin_prefetch(squares + ahead, 1);
+        __builtin_prefetch(taken + row[k + kAheadRows], 1);
       }
       const int64_t r = row_at(row, k, height), place = r * width;
       const auto move = [&](const auto& by, int64_t at, int64_t h, const float* g) {
@@ -395,11 +398,26 @@ void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second
       };
       int64_t at = taken[r];
       const int64_t stop = from ? step - 1 : step;
+      const bool fresh = at == 0 && at < stop;
+      if (fresh && !start.empty() && std::equal(start.begin(), start.end(), values + place)) {
+        std::copy_n(moved.data(), width, values + place);
+        std::copy_n(moved.data() + width, width, means + place);
+        std::copy_n(moved.data() + 2 * width, width, squares + place);
+        at = stop;
+      } else if (fresh) {
+        start.assign(values + place, values + place + width);
+      }
+      const bool keep = fresh && at < stop;
       for (int64_t done = 0; at < stop;) {
         const int64_t h = std::min({stop - at, longest, 1 + 2 * done});
         move(free, at, h, nullptr);
         at += h;
         done += h;
+      }
+      if (keep) {
+        moved.assign(values + place, values + place + width);
+        moved.insert(moved.end(), means + place, means + place + width);
+        moved.insert(moved.end(), squares + place, squares + place + width);
       }
       if (from) move(pushed, at, 1, from + k * width);
       taken[r] = static_cast<int32_t>(step);
@@ -407,14 +425,39 @@ void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second
   });
 }
 
-// 1 / (1 + exp(-x)) within 2 units of the last place, 0 below -80, in operations that compilers do side by side.
+// 1 / (1 + exp(-x)) within 2 units of the last place, 0 below -80, in operations that compilers do side by side: no branch.
 float logistic(float x) {
-  const float power = std::clamp(-x, -80.0f, 80.0f) * 1.44269504f;
-  const float whole = static_cast<float>(static_cast<int32_t>(power + (power < 0 ? -0.5f : 0.5f))), f = power - whole;
+  constexpr float kRound = 12582912.0f;  // above it a float has no fraction
+  const float power = std::min(std::max(x, -80.0f), 80.0f) * -1.44269504f;
+  const float whole = (power + kRound) - kRound, f = power - whole;
   const float fraction = 1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * (
       0.00961812911f + f * (0.00133335581f + f * 0.000154035304f)))));
   const float y = 1.0f / (1.0f + fraction * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23));
-  return x < -80.0f ? 0.0f : y;
+  return y * static_cast<float>(x >= -80.0f);
+}
+
+// A row x [D] drawn towards zero by level = sigmoid(s), one of all values or one of each.
+template <int64_t kWidth, bool kOne>
+void draw_in(const float* __restrict__ x, const float* __restrict__ s, float* __restrict__ level, float* __restrict__ out,
+             int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  for (int64_t j = 0; j < (kOne ? 1 : d); ++j) level[j] = logistic(s[j]);
+  for (int64_t j = 0; j < d; ++j) {
+    const float limit = level[kOne ? 0 : j];
+    out[j] = x[j] - std::min(std::max(x[j], -limit), limit);
+  }
+}
+
+// The gradient of such a row, where y is what it was drawn to: of x, and of s by value.
+template <int64_t kWidth, bool kOne>
+void push_back(const float* __restrict__ g, const float* __restrict__ y, const float* __restrict__ level,
+               float* __restrict__ of_x, float* __restrict__ of_s, int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  for (int64_t j = 0; j < d; ++j) {
+    const float limit = level[kOne ? 0 : j], kept = y[j] != 0.0f ? g[j] : 0.0f;
+    of_x[j] = kept;
+    of_s[j] = (y[j] > 0.0f ? -kept : kept) * (limit * (1.0f - limit));
+  }
 }
 
 // Soft thresholds: rows int64 [U] of table [V, D] drawn towards zero by level = sigmoid(thresholds), and not beyond it.
@@ -429,6 +472,7 @@ std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds,
   const int64_t* row = rows.const_data_ptr<int64_t>();
   Tensor result = at::empty({u, d}, table.options()), level = at::empty({u, w}, table.options());
   float *to = result.mutable_data_ptr<float>(), *levels = level.mutable_data_ptr<float>();
+  const auto draw = w == 1 ? draw_in<0, true> : d == 16 ? draw_in<16, false> : draw_in<0, false>;
   at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       if (k + kAheadRows < end) {
@@ -436,15 +480,7 @@ std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds,
         __builtin_prefetch(by + row[k + kAheadRows] * w);
       }
       const int64_t r = row_at(row, k, height);
-      const float* __restrict__ x = from + r * d;
-      const float* __restrict__ s = by + r * w;
-      float* __restrict__ t = levels + k * w;
-      float* __restrict__ out = to + k * d;
-      for (int64_t j = 0; j < w; ++j) t[j] = logistic(s[j]);
-      for (int64_t j = 0; j < d; ++j) {
-        const float limit = t[w == 1 ? 0 : j];
-        out[j] = x[j] - std::min(std::max(x[j], -limit), limit);
-      }
+      draw(from + r * d, by + r * w, levels + k * w, to + k * d, d);
     }
   });
   return {result, level};
@@ -460,14 +496,9 @@ std::tuple<Tensor, Tensor> soften_backward(const Tensor& gradient, const Tensor&
   Tensor of_rows = at::empty({u, d}, output.options()), of_level = at::empty({u, d}, output.options());
   const float *g = gradient.const_data_ptr<float>(), *y = output.const_data_ptr<float>(), *t = level.const_data_ptr<float>();
   float *pull = of_rows.mutable_data_ptr<float>(), *push = of_level.mutable_data_ptr<float>();
+  const auto push_row = w == 1 ? push_back<0, true> : d == 16 ? push_back<16, false> : push_back<0, false>;
   at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k)
-      for (int64_t j = 0; j < d; ++j) {
-        const int64_t i = k * d + j;
-        const float limit = t[w == 1 ? k : i], kept = y[i] != 0.0f ? g[i] : 0.0f;
-        pull[i] = kept;
-        push[i] = (y[i] > 0.0f ? -kept : kept) * (limit * (1.0f - limit));
-      }
+    for (int64_t k = begin; k < end; ++k) push_row(g + k * d, y + k * d, t + k * w, pull + k * d, push + k * d, d);
   });
   return {of_rows, of_level};
 }
@@ -1046,31 +1077,70 @@ Tensor relu_backward(const Tensor& gradient, const Tensor& output, const Tensor&
 constexpr int64_t kLanes = 16;  // rows that are computed at once
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 
+Lanes all(float value) { return value - Lanes{}; }
+
+int64_t whole(int64_t n, int64_t part) { return (n + part - 1) / part * part; }
+
+template <int64_t kStep, size_t... i>
+void swap_halves(Lanes& a, Lanes& b, std::index_sequence<i...>) {
+  const Lanes low = __builtin_shufflevector(a, b, ((i & kStep) ? kLanes + i - kStep : i)...);
+  b = __builtin_shufflevector(a, b, ((i & kStep) ? kLanes + i : i + kStep)...);
+  a = low;
+}
+
+// Rows become columns, a bit of the row number after the other changing places with one of the column number.
+template <int64_t kStep = kLanes / 2>
+void transpose(std::array<Lanes, kLanes>& square) {
+  for (int64_t i = 0; i < kLanes; ++i)
+    if ((i & kStep) == 0) swap_halves<kStep>(square[i], square[i + kStep], std::make_index_sequence<kLanes>());
+  if constexpr (kStep > 1) transpose<kStep / 2>(square);
+}
+
 // The values of up to kLanes rows, one value of all rows after the other; rows that are not there are zero.
 struct Tile {
   std::vector<Lanes> values;
   int64_t width;
 
-  explicit Tile(int64_t width_) : values(width_), width(width_) {}
-  float* data() { return reinterpret_cast<float*>(values.data()); }
+  explicit Tile(int64_t width_) : values(whole(width_, kLanes)), width(width_) {}
 
-  void load(const float* rows, int64_t count) {
-    if (count < kLanes) std::fill(values.begin(), values.end(), Lanes{});
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t c = 0; c < width; ++c) data()[c * kLanes + r] = rows[r * width + c];
+  // count rows, which begin `stride` apart.
+  void load(const float* rows, int64_t stride, int64_t count) {
+    each_square([&](std::array<Lanes, kLanes>& square, int64_t c, int64_t bytes) {
+      square = {};
+      for (int64_t r = 0; r < count; ++r) std::memcpy(&square[r], rows + r * stride + c, bytes);
+      transpose(square);
+      std::copy_n(square.begin(), kLanes, &values[c]);
+    });
   }
 
-  void store(float* rows, int64_t count) {
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t c = 0; c < width; ++c) rows[r * width + c] = data()[c * kLanes + r];
+  void store(float* rows, int64_t stride, int64_t count) const {
+    each_square([&](std::array<Lanes, kLanes>& square, int64_t c, int64_t bytes) {
+      std::copy_n(&values[c], kLanes, square.begin());
+      transpose(square);
+      for (int64_t r = 0; r < count; ++r) std::memcpy(rows + r * stride + c, &square[r], bytes);
+    });
+  }
+
+ private:
+  // Of kLanes columns from c on, as far as there are such.
+  template <typename Move>
+  void each_square(const Move& move) const {
+    std::array<Lanes, kLanes> square;
+    for (int64_t c = 0; c < width; c += kLanes) move(square, c, std::min(kLanes, width - c) * sizeof(float));
   }
 };
 
-// M combinations of p fields each, and weights [M, D] of their products, if there are any.
+// M combinations of p fields each, and weights [M, D] or [M, 1] of their products, if there are any. Neighbours of which
+// all fields but the last are the same are a run: what the other fields make together is computed once for it.
 struct Combinations {
+  struct Run {
+    int64_t begin, end;
+  };
+
   const int64_t* slots;  // [p, M]
   const float* weights = nullptr;
-  int64_t p, m, f, d;
+  int64_t p, m, f, d, weighted = 0;  // weights per combination
+  std::vector<Run> runs;
 
   Combinations(const Tensor& fields, const std::optional<Tensor>& weights_, const Tensor& slots_)
       : p(slots_.size(0)), m(slots_.size(1)), f(fields.size(1)), d(fields.size(2)) {
@@ -1081,197 +1151,195 @@ struct Combinations {
     for (int64_t k = 0; k < p * m; ++k) row_at(slots, k, f);
     if (weights_) {
       check(*weights_, at::kFloat, 2, "weights");
-      TORCH_CHECK(weights_->size(0) == m && weights_->size(1) == d, "shapes do not fit");
+      weighted = weights_->size(1);
+      TORCH_CHECK(weights_->size(0) == m && (weighted == d || weighted == 1), "shapes do not fit");
       weights = weights_->const_data_ptr<float>();
     }
+    for (int64_t k = 0; k < m; ++k) {
+      bool same = k > 0;
+      for (int64_t s = 0; same && s + 1 < p; ++s) same = field(s, k) == field(s, k - 1);
+      if (same)
+        runs.back().end = k + 1;
+      else
+        runs.push_back({k, k + 1});
+    }
   }
 
-  // Whether they are so many pairs that all of them are as quick.
-  bool many_pairs() const { return p == 2 && weights == nullptr && 8 * m >= f * f; }
+  // The field in place s of combination k.
+  int64_t field(int64_t s, int64_t k) const { return slots[s * m + k]; }
 
-  // Where in a tile the values begin of the field in place s of combination k.
-  int64_t at(int64_t s, int64_t k) const { return slots[s * m + k] * d; }
-
-  // Of one dimension j: weight and all fields of combination k but those in places 0 and 1.
-  Lanes rest(const Lanes* x, int64_t k, int64_t j) const {
-    Lanes product = Lanes{} + (weights ? weights[k * d + j] : 1.0f);
-    for (int64_t s = 2; s < p; ++s) product *= x[at(s, k) + j];
-    return product;
+  // What all fields but the last of combination k make together, w values of each of which x has one after the other.
+  const Lanes* shared(const Lanes* x, int64_t k, int64_t w, Lanes* room) const {
+    if (p == 2) return x + field(0, k) * w;
+    for (int64_t j = 0; j < w; ++j) {
+      room[j] = x[field(0, k) * w + j];
+      for (int64_t s = 1; s + 1 < p; ++s) room[j] *= x[field(s, k) * w + j];
+    }
+    return room;
   }
 };
 
-constexpr int64_t kRows = 4;  // of a matrix, that are multiplied while another is read once
-
-int64_t whole(int64_t n, int64_t part) { return (n + part - 1) / part * part; }
-
-// A row's fields [F, D], in whole registers, filled up with zeros.
-struct Padded {
-  int64_t f, d, blocks;
-  std::vector<Lanes> values;
-
-  Padded(int64_t f_, int64_t d_) : f(f_), d(d_), blocks(whole(d_, kLanes) / kLanes), values(f_ * blocks) {}
-  void load(const float* row) {
-    float* to = reinterpret_cast<float*>(values.data());
-    for (int64_t i = 0; i < f; ++i) std::copy(row + i * d, row + (i + 1) * d, to + i * blocks * kLanes);
-  }
-};
-
-// [F, F] of one row with all its products: where among them each pair's stands, one way round and the other.
-std::array<std::vector<int64_t>, 2> pair_cells(const Combinations& of, int64_t stride) {
-  std::array<std::vector<int64_t>, 2> cells{std::vector<int64_t>(of.m), std::vector<int64_t>(of.m)};
-  for (int64_t k = 0; k < of.m; ++k) {
-    const int64_t a = of.slots[k], c = of.slots[of.m + k];
-    cells[0][k] = a * stride + c;
-    cells[1][k] = c * stride + a;
-  }
-  return cells;
-}
-
-// products() of many unweighted pairs: all inner products of a row's fields, of which the pairs' are kept.
-void pair_products(const Combinations& of, const float* fields, float* out, int64_t b) {
-  const int64_t f = of.f, d = of.d, m = of.m, blocks = whole(f, kLanes) / kLanes;
-  const std::vector<int64_t> cells = pair_cells(of, blocks * kLanes)[0];
-  at::parallel_for(0, b, grain(f * f * d / 2), [&](int64_t begin, int64_t end) {
-    std::vector<Lanes> across(d * blocks), gram(whole(f, kRows) * blocks);  // the row with its fields side by side
-    std::vector<float> row(whole(f, kRows) * d);
-    float* turned = reinterpret_cast<float*>(across.data());
-    const float* all = reinterpret_cast<const float*>(gram.data());
-    for (int64_t i = begin; i < end; ++i) {
-      std::copy(fields + i * f * d, fields + (i + 1) * f * d, row.data());
-      for (int64_t a = 0; a < f; ++a)
-        for (int64_t j = 0; j < d; ++j) turned[j * blocks * kLanes + a] = row[a * d + j];
-      for (int64_t a = 0; a < f; a += kRows)
-        for (int64_t c = 0; c < blocks; ++c) {
-          std::array<Lanes, kRows> sums{};
-          for (int64_t j = 0; j < d; ++j)
-            for (int64_t r = 0; r < kRows; ++r) sums[r] += row[(a + r) * d + j] * across[j * blocks + c];
-          for (int64_t r = 0; r < kRows; ++r) gram[(a + r) * blocks + c] = sums[r];
-        }
-      for (int64_t k = 0; k < m; ++k) out[i * m + k] = all[cells[k]];
+// Of a tile x: the sum of every combination, to sums [M]; room is for D values.
+template <int64_t kWidth>
+void sum_tile(const Combinations& of, const Lanes* x, Lanes* room, Lanes* sums) {
+  const int64_t d = kWidth ? kWidth : of.d;
+  const int64_t* last = of.slots + (of.p - 1) * of.m;
+  for (const Combinations::Run& run : of.runs) {
+    const Lanes* head = of.shared(x, run.begin, d, room);
+    for (int64_t k = run.begin; k < run.end; ++k) {
+      const Lanes* tail = x + last[k] * d;
+      const float* weight = of.weights + k * of.weighted;
+      Lanes sum{};
+      if (of.weighted > 1)
+        for (int64_t j = 0; j < d; ++j) sum += head[j] * tail[j] * weight[j];
+      else
+        for (int64_t j = 0; j < d; ++j) sum += head[j] * tail[j];
+      sums[k] = of.weighted == 1 ? sum * weight[0] : sum;
     }
-  });
+  }
 }
 
-// Its gradient: of a row's fields, the symmetric matrix of the pairs' gradients times the fields.
-void pair_products_backward(const Combinations& of, const float* gradient, const float* fields, float* out, int64_t b) {
-  const int64_t f = of.f, d = of.d, m = of.m;
-  const auto cells = pair_cells(of, f);
-  at::parallel_for(0, b, grain(f * f * d), [&](int64_t begin, int64_t end) {
-    Padded x(f, d);
-    std::vector<float> matrix(whole(f, kRows) * f);
-    for (int64_t i = begin; i < end; ++i) {
-      const float* g = gradient + i * m;
-      for (const std::vector<int64_t>& cell : cells)
-        for (int64_t k = 0; k < m; ++k) matrix[cell[k]] = g[k];
-      x.load(fields + i * f * d);
-      for (int64_t a = 0; a < f; a += kRows)
-        for (int64_t block = 0; block < x.blocks; ++block) {
-          std::array<Lanes, kRows> sums{};
-          for (int64_t c = 0; c < f; ++c)
-            for (int64_t r = 0; r < kRows; ++r) sums[r] += matrix[(a + r) * f + c] * x.values[c * x.blocks + block];
-          const int64_t width = std::min(kLanes, d - block * kLanes);
-          for (int64_t r = 0; r < std::min(kRows, f - a); ++r) {
-            const float* sum = reinterpret_cast<const float*>(&sums[r]);
-            std::copy(sum, sum + width, out + (i * f + a + r) * d + block * kLanes);
-          }
-        }
-    }
-  });
-}
-
-// fields [B, F, D], perhaps weights [M, D], and slots int64 [p, M], the p different fields of every combination ->
-// [B, M], the sum over d of weights[m, d] times the product over s of fields[b, slots[s, m], d].
-Tensor products(const Tensor& fields, const std::optional<Tensor>& weights, const Tensor& slots) {
+// fields [B, F, D], perhaps weights [M, D] or [M, 1], and slots int64 [p, M], the p different fields of every combination:
+// the sum over d of weights[m, d] times the product over s of fields[b, slots[s, m], d], into M columns of result [B, N]
+// from `column` on. kLanes rows at a time, side by side.
+void products(const Tensor& fields, const std::optional<Tensor>& weights, const Tensor& slots, const Tensor& result,
+              int64_t column) {
   const Combinations of(fields, weights, slots);
-  const int64_t b = fields.size(0), m = of.m, d = of.d, tiles = (b + kLanes - 1) / kLanes;
-  Tensor result = at::empty({b, m}, fields.options());
+  check(result, at::kFloat, 2, "result");
+  const int64_t b = fields.size(0), m = of.m, d = of.d, stride = result.size(1), tiles = (b + kLanes - 1) / kLanes;
+  TORCH_CHECK(result.size(0) == b && column >= 0 && column + m <= stride, "shapes do not fit");
   const float* from = fields.const_data_ptr<float>();
-  float* out = result.mutable_data_ptr<float>();
-  if (of.many_pairs()) {
-    pair_products(of, from, out, b);
-    return result;
-  }
+  float* out = result.mutable_data_ptr<float>() + column;
+  const auto work = d == 16 ? sum_tile<16> : sum_tile<0>;
   at::parallel_for(0, tiles, grain(kLanes * m * d), [&](int64_t begin, int64_t end) {
-    Tile tile(of.f * d);
-    const Lanes* x = tile.values.data();
+    Tile x(of.f * d), sums(m);
+    std::vector<Lanes> room(d);
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t * kLanes, count = std::min(kLanes, b - first);
-      tile.load(from + first * tile.width, count);
-      for (int64_t k = 0; k < m; ++k) {
-        const Lanes *a = x + of.at(0, k), *c = x + of.at(1, k);
-        Lanes sum{};
-        for (int64_t j = 0; j < d; ++j) sum += a[j] * c[j] * of.rest(x, k, j);
-        for (int64_t r = 0; r < count; ++r) out[(first + r) * m + k] = sum[r];
-      }
+      x.load(from + first * x.width, x.width, count);
+      work(of, x.values.data(), room.data(), sums.values.data());
+      sums.store(out + first * stride, stride, count);
     }
   });
-  return result;
 }
 
-// gradient [B, M] of the result, and its arguments -> the gradients of fields, and of weights or nothing. A weight's is
-// summed lane by lane over parts of the tiles, which are as many on any machine.
-std::tuple<Tensor, Tensor> products_backward(const Tensor& gradient, const Tensor& fields,
+// Vectors [N, D] in whole registers, filled up with zeros.
+struct Padded {
+  int64_t n, d, blocks;
+  std::vector<Lanes> values;
+
+  Padded(int64_t n_, int64_t d_) : n(n_), d(d_), blocks(whole(d_, kLanes) / kLanes), values(n_ * blocks) {}
+  float* row(int64_t i) { return reinterpret_cast<float*>(&values[i * blocks]); }
+  void load(const float* vectors) {
+    for (int64_t i = 0; i < n; ++i) std::copy_n(vectors + i * d, d, row(i));
+  }
+  void store(float* vectors) {
+    for (int64_t i = 0; i < n; ++i) std::copy_n(row(i), d, vectors + i * d);
+  }
+};
+
+// The gradient y of x, vectors of w registers, from that of their combinations: g(k), a register. Of weighted ones, also
+// what their weights get, added to sums [M, w]. room is for 2 * w.
+template <int64_t kWidth, bool kWeighted, typename Gradient>
+void pull(const Combinations& of, int64_t w, const Lanes* x, const Lanes* weights, Lanes* room, Lanes* __restrict__ y,
+          Lanes* __restrict__ sums, const Gradient& g) {
+  if (kWidth) w = kWidth;
+  const int64_t* last = of.slots + (of.p - 1) * of.m;
+  std::fill(y, y + of.f * w, Lanes{});
+  for (const Combinations::Run& run : of.runs) {
+    const Lanes* head = of.shared(x, run.begin, w, room + w);
+    for (int64_t j = 0; j < w; ++j) {
+      const Lanes h = head[j];
+      std::array<Lanes, 4> pulled{};  // sums that need not wait for each other
+      const auto add = [&](int64_t k, Lanes& sum) {
+        const int64_t place = last[k] * w + j;
+        Lanes scale = g(k);
+        if (kWeighted) {
+          sums[k * w + j] += scale * h * x[place];
+          scale *= weights[k * w + j];
+        }
+        sum += scale * x[place];
+        y[place] += scale * h;
+      };
+      int64_t k = run.begin;
+      for (; k + 4 <= run.end; k += 4)
+        for (int64_t i = 0; i < 4; ++i) add(k + i, pulled[i]);
+      for (; k < run.end; ++k) add(k, pulled[0]);
+      room[j] = (pulled[0] + pulled[1]) + (pulled[2] + pulled[3]);
+    }
+    for (int64_t s = 0; s + 1 < of.p; ++s)
+      for (int64_t j = 0; j < w; ++j) {
+        Lanes others = room[j];
+        for (int64_t o = 0; o + 1 < of.p; ++o)
+          if (o != s) others *= x[of.field(o, run.begin) * w + j];
+        y[of.field(s, run.begin) * w + j] += others;
+      }
+  }
+}
+
+// products_backward() of short vectors without weights: kLanes rows at a time, side by side.
+void pull_tiles(const Combinations& of, const float* g, int64_t stride, const float* fields, float* result, int64_t b) {
+  const int64_t tiles = (b + kLanes - 1) / kLanes, width = of.f * of.d;
+  at::parallel_for(0, tiles, grain(kLanes * of.m * of.d), [&](int64_t begin, int64_t end) {
+    Tile x(width), y(width), gradient(of.m);
+    std::vector<Lanes> room(2 * of.d);
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = t * kLanes, count = std::min(kLanes, b - first);
+      x.load(fields + first * width, width, count);
+      gradient.load(g + first * stride, stride, count);
+      pull<0, false>(of, of.d, x.values.data(), nullptr, room.data(), y.values.data(), nullptr,
+                     [&](int64_t k) { return gradient.values[k]; });
+      y.store(result + first * width, width, count);
+    }
+  });
+}
+
+// products_backward() row after row, a vector's values side by side. A weight's gradient is summed over parts of the rows,
+// which are as many on any machine.
+template <int64_t kWidth, bool kWeighted>
+Padded pull_rows(const Combinations& of, const float* g, int64_t stride, const float* fields, float* result, int64_t b) {
+  const int64_t width = of.f * of.d, parts = std::clamp<int64_t>(b * of.m * of.d / (64 * kGrain), 1, 16);
+  Padded weights(kWeighted ? of.m : 0, of.d), total = weights;
+  for (int64_t k = 0; k < weights.n; ++k)
+    for (int64_t j = 0; j < of.d; ++j) weights.row(k)[j] = of.weights[k * of.weighted + (of.weighted > 1 ? j : 0)];
+  std::vector<std::vector<Lanes>> sums(parts, total.values);
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    Padded x(of.f, of.d), y = x;
+    std::vector<Lanes> room(2 * x.blocks);
+    for (int64_t part = begin; part < end; ++part)
+      for (int64_t i = b * part / parts; i < b * (part + 1) / parts; ++i) {
+        x.load(fields + i * width);
+        pull<kWidth, kWeighted>(of, x.blocks, x.values.data(), weights.values.data(), room.data(), y.values.data(),
+                                sums[part].data(), [row = g + i * stride](int64_t k) { return all(row[k]); });
+        y.store(result + i * width);
+      }
+  });
+  for (const std::vector<Lanes>& of_part : sums)
+    for (size_t i = 0; i < of_part.size(); ++i) total.values[i] += of_part[i];
+  return total;
+}
+
+// gradient [B, N] of the result, and the other arguments of products() -> the gradients of fields, and of weights or
+// nothing.
+std::tuple<Tensor, Tensor> products_backward(const Tensor& gradient, int64_t column, const Tensor& fields,
                                              const std::optional<Tensor>& weights, const Tensor& slots) {
   const Combinations of(fields, weights, slots);
   check(gradient, at::kFloat, 2, "gradient");
-  const int64_t b = fields.size(0), m = of.m, d = of.d, p = of.p, tiles = (b + kLanes - 1) / kLanes;
-  TORCH_CHECK(gradient.size(0) == b && gradient.size(1) == m, "shapes do not fit");
-  const int64_t most = std::clamp<int64_t>(tiles, 1, 16), parts = std::clamp<int64_t>(b * m * d / (64 * kGrain), 1, most);
-  Tensor of_fields = at::empty_like(fields);
-  Tensor of_weights = at::zeros({of.weights ? m : 0, d}, fields.options());
-  std::vector<std::vector<Lanes>> partial(parts);
-  const float *from = fields.const_data_ptr<float>(), *g = gradient.const_data_ptr<float>();
-  float* to = of_fields.mutable_data_ptr<float>();
-  if (of.many_pairs()) {
-    pair_products_backward(of, g, from, to, b);
+  const int64_t b = fields.size(0), stride = gradient.size(1);
+  TORCH_CHECK(gradient.size(0) == b && column >= 0 && column + of.m <= stride, "shapes do not fit");
+  Tensor of_fields = at::empty_like(fields), of_weights = at::zeros({of.weighted ? of.m : 0, of.weighted}, fields.options());
+  const float *from = fields.const_data_ptr<float>(), *g = gradient.const_data_ptr<float>() + column;
+  float *to = of_fields.mutable_data_ptr<float>(), *sums = of_weights.mutable_data_ptr<float>();
+  if (!of.weighted && 2 * of.d <= kLanes) {
+    pull_tiles(of, g, stride, from, to, b);
     return {of_fields, of_weights};
   }
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    Tile tile(of.f * d), pulled(of.f * d);
-    const Lanes* x = tile.values.data();
-    Lanes* y = pulled.values.data();
-    for (int64_t part = begin; part < end; ++part) {
-      std::vector<Lanes>& sums = partial[part];
-      sums.assign(of.weights ? m * d : 0, Lanes{});
-      for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
-        const int64_t first = t * kLanes, count = std::min(kLanes, b - first);
-        tile.load(from + first * tile.width, count);
-        std::fill(pulled.values.begin(), pulled.values.end(), Lanes{});
-        for (int64_t k = 0; k < m; ++k) {
-          const Lanes *a = x + of.at(0, k), *c = x + of.at(1, k);
-          Lanes *of_a = y + of.at(0, k), *of_c = y + of.at(1, k);
-          Lanes scale{};
-          for (int64_t r = 0; r < count; ++r) scale[r] = g[(first + r) * m + k];
-          for (int64_t j = 0; j < d; ++j) {
-            const Lanes rest = scale * of.rest(x, k, j), both = a[j] * c[j];
-            of_a[j] += rest * c[j];
-            of_c[j] += rest * a[j];
-            if (p == 2) {
-              if (of.weights) sums[k * d + j] += scale * both;
-              continue;
-            }
-            Lanes all = scale * both;
-            for (int64_t s = 2; s < p; ++s) {
-              Lanes others = all * (of.weights ? of.weights[k * d + j] : 1.0f);
-              for (int64_t o = 2; o < p; ++o)
-                if (o != s) others *= x[of.at(o, k) + j];
-              y[of.at(s, k) + j] += others;
-            }
-            if (!of.weights) continue;
-            for (int64_t s = 2; s < p; ++s) all *= x[of.at(s, k) + j];
-            sums[k * d + j] += all;
-          }
-        }
-        pulled.store(to + first * tile.width, count);
-      }
-    }
-  });
-  if (of.weights) {
-    float* sum = of_weights.mutable_data_ptr<float>();
-    for (const std::vector<Lanes>& sums : partial)
-      for (int64_t i = 0; i < m * d; ++i)
-        for (int64_t r = 0; r < kLanes; ++r) sum[i] += sums[i][r];
-  }
+  const bool one = of.d <= kLanes;
+  const auto work = of.weighted ? (one ? pull_rows<1, true> : pull_rows<0, true>)
+                                : (one ? pull_rows<1, false> : pull_rows<0, false>);
+  Padded total = work(of, g, stride, from, to, b);
+  for (int64_t k = 0; k < total.n; ++k)
+    for (int64_t j = 0; j < of.d; ++j) sums[k * of.weighted + (of.weighted > 1 ? j : 0)] += total.row(k)[j];
   return {of_fields, of_weights};
 }
 
@@ -1391,9 +1459,9 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("dot_relu_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums, Tensor bias)");
   m.def("relu_backward(Tensor gradient, Tensor output, Tensor(a!) result) -> Tensor sums");
   m.def("take(Tensor[] columns, Tensor index) -> Tensor[]");
-  m.def("products(Tensor fields, Tensor? weights, Tensor slots) -> Tensor");
+  m.def("products(Tensor fields, Tensor? weights, Tensor slots, Tensor(a!) result, int column) -> ()");
   m.def(
-      "products_backward(Tensor gradient, Tensor fields, Tensor? weights, Tensor slots) -> (Tensor of_fields, "
+      "products_backward(Tensor gradient, int column, Tensor fields, Tensor? weights, Tensor slots) -> (Tensor of_fields, "
       "Tensor of_weights)");
   m.def("gated_norm(Tensor x, Tensor gates, Tensor eps) -> (Tensor result, Tensor means, Tensor variances)");
   m.def(

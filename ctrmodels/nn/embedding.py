@@ -148,6 +148,8 @@ class PerFieldEmbedding(FieldEmbedding):
 
     def forward(self, batch: Batch, lookup: Lookup) -> Tensor:
         """[B, F, D]; each width has a layout of its own."""
+        if not self.tables:
+            return torch.zeros((), device=batch.ids.device).expand(*lookup.shape, self.dim)
         parts = []
         for w, layout in self.layouts.items():
             if w not in self.tables:

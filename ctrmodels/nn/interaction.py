@@ -30,9 +30,9 @@ def common_prefixes(combinations: Sequence[tuple[int, ...]]) -> list[tuple[tuple
 class InnerProducts(nn.Module):
     """``sum_d prod_s e_sd`` of chosen combinations of fields, all of one order p.
 
-    Compiled, a handful of rows at a time in registers. By torch, the products of p - 1 fields, of which combinations
-    have many in common, times all fields as one batched matrix product: of pairs the Gram matrix, so that 741 pairs of
-    39 fields cost one product instead of 741 gathered copies.
+    By torch, the products of p - 1 fields, of which combinations have many in common, times all fields as one batched
+    matrix product: of pairs the Gram matrix, so that 741 pairs of 39 fields cost one product instead of 741 gathered
+    copies. :class:`Products` has a compiled form of it.
 
     Args:
         combinations: M tuples of p fields, each once.
@@ -56,13 +56,16 @@ class InnerProducts(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """[B, F, D] → [B, M]."""
-        if kernels(fields):
-            return cast(Tensor, _CompiledProducts.apply(fields, None, self.slots))
         if len(self.prefixes) > 1 and not torch.compiler.is_exporting():
             return cast(Tensor, _PrefixProducts.apply(fields, self.prefixes, self.cells))
         # Of pairs; a graph for export holds no loop over an unknown number of rows either.
         left = _product(fields, self.prefixes) if len(self.prefixes) > 1 else fields
         return torch.bmm(left, fields.transpose(1, 2)).flatten(1).index_select(1, self.cells)
+
+    def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What the compiled form takes: vectors [B, N, W], weights [M, W] or [M, 1], and int64 [p, M] places among the
+        N, such that ``forward`` is the sum over W of weights times the products of the vectors."""
+        return fields, None, self.slots
 
     def flops(self, dim: int) -> int:
         """Operations per row, of the chosen ones alone."""
@@ -70,19 +73,32 @@ class InnerProducts(nn.Module):
 
 
 class _CompiledProducts(torch.autograd.Function):
-    """Products, perhaps weighted, of which no more is ever written down than their sums."""
+    """Products of several kinds beside each other, of which no more is ever written down than their sums."""
 
     @staticmethod
-    def forward(ctx: Any, fields: Tensor, weights: Tensor | None, slots: Tensor) -> Tensor:
-        fields = fields.contiguous()
-        ctx.save_for_backward(fields, weights, slots)
-        return cast(Tensor, compiled().products(fields, weights, slots))
+    def forward(ctx: Any, slots: tuple[Tensor, ...], *operands: Tensor | None) -> Tensor:
+        """``operands`` are the vectors and then the weights, or none, of every kind: → [B, M]."""
+        vectors = [cast(Tensor, x).contiguous() for x in operands[::2]]
+        weights = [None if w is None else w.contiguous() for w in operands[1::2]]
+        out = vectors[0].new_empty(len(vectors[0]), sum(s.shape[1] for s in slots))
+        column = 0
+        for x, w, s in zip(vectors, weights, slots, strict=True):
+            compiled().products(x, w, s, out, column)
+            column += s.shape[1]
+        ctx.slots = slots
+        ctx.save_for_backward(*vectors, *weights)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        fields, weights, slots = ctx.saved_tensors
-        of_fields, of_weights = compiled().products_backward(gradients[0].contiguous(), fields, weights, slots)
-        return of_fields, of_weights if weights is not None else None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, n = gradients[0].contiguous(), len(ctx.slots)
+        found: list[Tensor | None] = [None]
+        column = 0
+        for x, w, s in zip(ctx.saved_tensors[:n], ctx.saved_tensors[n:], ctx.slots, strict=True):
+            of_vectors, of_weights = compiled().products_backward(gradient, column, x, w, s)
+            found += [of_vectors, None if w is None else of_weights]
+            column += s.shape[1]
+        return tuple(found)
 
 
 def _product(fields: Tensor, slots: Tensor) -> Tensor:
@@ -150,6 +166,10 @@ class ScalarKernels(InnerProducts):
         """[B, F, D] → [B, M]."""
         return super().forward(fields) * self.kernels
 
+    def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """See :class:`InnerProducts`."""
+        return fields, self.kernels.unsqueeze(1), self.slots
+
 
 class VectorKernels(nn.Module):
     """``sum_d k_md prod_s e_sd`` of chosen combinations of fields, with a learned vector k_m each."""
@@ -163,11 +183,13 @@ class VectorKernels(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """[B, F, D] → [B, M]."""
-        if kernels(fields):
-            return cast(Tensor, _CompiledProducts.apply(fields, self.kernels, self.slots))
         if torch.compiler.is_exporting():
             return (_product(fields, self.slots) * self.kernels).sum(2)
         return cast(Tensor, _WeightedProducts.apply(fields, self.kernels, self.slots))
+
+    def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """See :class:`InnerProducts`."""
+        return fields, self.kernels, self.slots
 
     def flops(self, dim: int) -> int:
         """Operations per row."""
@@ -205,7 +227,7 @@ class OuterProducts(nn.Module):
 
     def __init__(self, combinations: Sequence[tuple[int, ...]], dim: int) -> None:
         super().__init__()
-        self.register_buffer("slots", torch.tensor(combinations).T, persistent=False)  # [p, M]
+        self.register_buffer("slots", torch.tensor(combinations).T.contiguous(), persistent=False)  # [p, M]
         self.vectors = nn.Parameter(torch.randn(dim, len(self.slots)) * dim**-0.5)
 
     def forward(self, fields: Tensor) -> Tensor:
@@ -215,6 +237,13 @@ class OuterProducts(nn.Module):
         for place in range(1, len(self.slots)):
             product = product * projected[:, :, place].index_select(1, self.slots[place])
         return product
+
+    def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """See :class:`InnerProducts`; here of numbers, those of a field for all places side by side."""
+        with full_precision(fields):
+            projected = (fields @ self.vectors).flatten(1).unsqueeze(2)  # [B, F * p, 1]
+        places = torch.arange(len(self.slots), device=self.slots.device).unsqueeze(1)
+        return projected, None, self.slots * len(self.slots) + places
 
     def flops(self, dim: int) -> int:
         """Operations per row."""
@@ -255,14 +284,22 @@ class Products(nn.Module):
                 raise ValueError(f"{op} does not give one number")
         found = torch.tensor([p for places in kinds.values() for p in places], dtype=torch.long)
         self.register_buffer("order", found.argsort(), persistent=False)
+        self.in_order = bool((self.order.diff() == 1).all())
 
     def __len__(self) -> int:
         return len(self.order)
 
     def forward(self, fields: Mapping[str, Tensor]) -> Tensor:
         """[B, F, D] of every embedding by name → [B, M], in the order of the interactions."""
-        found = [part(fields[table]) for table, part in zip(self.tables, self.parts, strict=True)]
-        return found[0] if len(found) == 1 else torch.cat(found, 1).index_select(1, self.order)
+        parts = [(cast(InnerProducts, part), fields[table])
+                 for table, part in zip(self.tables, self.parts, strict=True)]
+        if kernels(*(x for _, x in parts)):
+            operands = [part.operands(x) for part, x in parts]
+            slots = tuple(s for _, _, s in operands)
+            found = cast(Tensor, _CompiledProducts.apply(slots, *(t for x, w, _ in operands for t in (x, w))))
+        else:
+            found = torch.cat([part(x) for part, x in parts], 1)
+        return found if self.in_order else found.index_select(1, self.order)
 
     def flops(self) -> int:
         """Operations per row."""
