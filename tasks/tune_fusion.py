@@ -33,7 +33,7 @@ from ctrmodels.fusion.evaluator import Metric
 from ctrmodels.metrics import Interval
 from tasks.config import TuneFusion
 from tasks.fusion import figures
-from tasks.fusion.decision import FACTORS, Decision
+from tasks.fusion.decision import FACTORS, Decision, Orders
 from tasks.fusion.document import describe, front_table
 from tasks.fusion.exposure import estimate
 from tasks.fusion.inputs import Sources
@@ -44,7 +44,7 @@ from tasks.runtime import manifest
 from tasks.runtime.stage import Stage, main
 
 log = logging.getLogger("ctrmodels")
-Values = Mapping[str, Mapping[str, Mapping[str, Interval]]]
+Values = Mapping[str, Orders]
 
 
 def run(stage: Stage) -> None:
@@ -210,6 +210,7 @@ def record(stage: Stage, decision: Decision, values: Values, gains: Mapping[str,
             for name, value in found.items():
                 stage.metrics({name: value.mean, f"{name}.se": value.error}, prefix)
         _intervals(stage, gains[window], f"{window}.gain.")
+        stage.metrics(decision.kept(orders), f"{window}.kept.")
     _intervals(stage, decision.chosen.changes, "report.change.")
     stage.metrics({check.name: check.value for check in decision.chosen.verdict.checks}, "guardrail.")
     stage.metric("optimism", decision.optimism)
@@ -245,6 +246,7 @@ def draw(stage: Stage, decision: Decision, values: Values, gains: Mapping[str, M
     for window, orders in values.items():
         stage.figure(figures.objectives_by_order(orders, decision.metric, tuned.objectives, window))
     stage.figure(figures.gains(gains))
+    stage.figure(figures.kept(decision, values, stage.params.tune_fusion.floor))
     stage.figure(figures.options(decision))
     stage.figure(figures.guardrails(decision))
     if len(tuned.objectives) > 1:

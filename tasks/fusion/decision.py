@@ -15,6 +15,8 @@ from tasks.fusion.outcome import Tuned
 from tasks.fusion.recommendation import Incumbent, Option
 from tasks.fusion.segmented import Segmented
 
+Orders = Mapping[str, Mapping[str, Interval]]
+"""By order, then ``METRIC.OBJECTIVE``: what it is worth."""
 FACTORS = tuple(2.0**power for power in np.arange(-2, 2.5, 0.5))
 """By which a weight is multiplied to see how much depends on it."""
 
@@ -78,6 +80,13 @@ class Decision:
         equal = self.tuned.equal(self.tuned.chosen.function)
         tuning, report = (self.judges[w].gains(self.tuned.chosen, equal)[self.name].mean for w in ("tuning", "report"))
         return tuning - report
+
+    def kept(self, orders: Orders) -> dict[str, float]:
+        """By objective: the proposal's metric as a share of the best that the order of one score alone reaches."""
+        names = {o.name: f"{self.metric}.{o.name}" for o in self.tuned.objectives}
+        alone = [found for order, found in orders.items() if order.startswith("only.")]
+        return {o: orders["recommended"][name].mean / max(found[name].mean for found in alone)
+                for o, name in names.items()}
 
     @cached_property
     def sensitivity(self) -> dict[str, list[float]]:

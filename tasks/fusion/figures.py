@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ctrmodels.data.schema import Objective
 from ctrmodels.fusion import FusionSpec, Judge, Point, ScoreTable, score_name
 from ctrmodels.metrics import Interval, reliability
-from tasks.fusion.decision import FACTORS, Decision
+from tasks.fusion.decision import FACTORS, Decision, Orders
 from tasks.fusion.exposure import Exposure
 from tasks.fusion.outcome import Tuned
 from tasks.fusion.segmented import Segmented
@@ -119,6 +119,18 @@ def options(decision: Decision) -> Figure:
         caption="From the front, safest first: the risk is 1 minus the mean rank correlation with the order in "
                 f"service, {decision.incumbent.name}. Changes against that order on the report window, with 95 % "
                 "intervals.")
+
+
+def kept(decision: Decision, values: Mapping[str, Orders], floor: float) -> Figure:
+    """What is left of the best order for each objective."""
+    shares = {window: decision.kept(orders) for window, orders in values.items()}
+    lines = [[o.name, "primary" if limit is None else floor, *(found[o.name] for found in shares.values())]
+             for o, limit in zip(decision.tuned.objectives, decision.tuned.rule.floors, strict=True)]
+    return Figure(
+        id="kept", title="What each objective keeps", kind="table", values=lines,
+        columns=["objective", "floor on the tuning window", *shares],
+        caption=f"{decision.metric} of the chosen order, as a share of the best that ordering by one score alone "
+                "reaches on the same rows.")
 
 
 def guardrails(decision: Decision) -> Figure:

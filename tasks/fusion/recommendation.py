@@ -26,6 +26,8 @@ from tasks.fusion.inputs import Logged
 from tasks.fusion.outcome import Tuned
 
 MOST_OPTIONS = 5
+LEAST_STEP = 0.1
+"""Options this near to the chosen one, as a share of the front's range of risks, are no other choice."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class Referee:
         admissible = [i for i in front if not tuned.rule.shortfall(tuned.points[i].metrics)] or front
         ranks = ListRanks(self.logged.table.groups)
         risks = {i: self._risk(ranks, tuned.points[i]) for i in dict.fromkeys([*admissible, chosen])}
-        others = [i for i in admissible if risks[i] != risks[chosen]]
+        apart = LEAST_STEP * (max(risks.values()) - min(risks.values()))
+        others = [i for i in admissible if i != chosen and abs(risks[i] - risks[chosen]) > apart]
         if others:
             picked = recommended(np.array([tuned.points[i].metrics for i in others]),
                                  np.array([risks[i] for i in others]), MOST_OPTIONS - 1)

@@ -34,7 +34,8 @@ def test_columns_are_typed_and_ordered_as_described(tmp_path: Path) -> None:
     stored = pd.DataFrame({
         "user": [7, 8, None, 7] * 10, "price": [1.5, np.nan, 3.0, 4.0] * 10, "flag": [True, False, None, True] * 10,
         "tags": [["a", None, "b", "c"], [], None, ["d"]] * 10, "click": [1.0, 0.0, None, 1.0] * 10,
-        "watch": [0.5, 1.5, None, 2.0] * 10, "chance": [0.5, 1.0, None, 1e-9] * 10, "ts": pd.Timestamp("2024-05-01 10:00:00.25") + pd.to_timedelta(
+        "watch": [0.5, 1.5, None, 2.0] * 10, "chance": [0.5, 1.0, None, 1e-9] * 10,
+        "ts": pd.Timestamp("2024-05-01 10:00:00.25") + pd.to_timedelta(
             np.arange(40), unit="h"), "rank": [1, 2, None, 3] * 10,
     }).astype({"user": "Int64", "rank": "Int64"})
     section = data(

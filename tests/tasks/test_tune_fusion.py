@@ -90,6 +90,15 @@ def test_the_recommended_point_follows_the_stated_rule(out: Path) -> None:
     assert document["primary"] == "buy" and "90%" in document["rule"] and "buy" in document["reason"]
 
 
+def test_each_objective_keeps_its_floor_on_other_rows_and_one_score_alone_would_not(out: Path) -> None:
+    """The floor is 90 % of the best single order on the tuning window; 2 % are left to chance on the report window."""
+    found = read(out / "metrics.json")
+    assert min(found["report.kept.buy"], found["report.kept.click"]) > 0.88
+    best = max(found[f"report.only.{o}.ndcg@10.click"] for o in ("click", "buy"))
+    assert found["report.kept.click"] == pytest.approx(found["report.ndcg@10.click"] / best)
+    assert found["report.only.buy.ndcg@10.click"] / best < 0.88
+
+
 def test_the_front_holds_every_point_and_marks_the_dominated(out: Path) -> None:
     front = pq.read_table(out / "front.parquet").to_pandas()
     assert set(front.function) == {"weighted_sum", "weighted_product"}
@@ -127,7 +136,7 @@ def test_calibration_mends_the_planted_miscalibration_on_unseen_rows(out: Path) 
 def test_figures_are_drawn_from_the_same_numbers(out: Path) -> None:
     figures = {p.stem: Figure.load(p) for p in (out / "figures").glob("*.json")}
     assert set(figures) == {"pareto_front", "weights", "objectives_report", "objectives_test", "gain", "calibration",
-                            "options", "guardrails", "winners_curse", "sensitivity", "hypervolume"}
+                            "kept", "options", "guardrails", "winners_curse", "sensitivity", "hypervolume"}
     chosen = next(s for s in figures["pareto_front"].series if s.name == "chosen")
     front = pq.read_table(out / "front.parquet").to_pandas()
     assert chosen.x[0] == pytest.approx(front.loc[front.chosen, "tuning.ndcg@10.buy"].item())
@@ -218,6 +227,9 @@ def broken(**changes: Any) -> Callable[[Predictions], Predictions]:
      "label.buy = .*no list of the report window has a positive"),
     (broken(scores=lambda p: {**p.scores, "buy@all": p.scores["buy@all"] * np.nan}), "score.buy@all = nan"),
     (broken(scores=lambda p: {"click@all": p.scores["click@all"]}), "score.buy@all = 'absent'"),
+    (broken(scores=lambda p: {**p.scores, "buy@all": np.full(len(p.row), 0.1, np.float32)}),
+     "label.buy = .*the score is the same on every row in the tuning window"),
+    (broken(group=lambda p: np.arange(len(p.row))), r"groups = '\d+ lists of one row'"),
 ])
 def test_unusable_predictions_are_refused_in_one_line(tmp_path: Path, change: Any, message: str) -> None:
     root = workspace(tmp_path, change)
