@@ -245,6 +245,8 @@ class Data(Section):
         group: the list that a row competes in, for GAUC and NDCG: a request id or else the user; a column
             or a Spark SQL expression.
         position: the row's place in the list it was shown in, from 1; a column or a Spark SQL expression.
+        propensity: the chance with which the logging policy put this row of the list at its position, above 0 and
+            at most 1; null = unknown. A column or a Spark SQL expression. No model sees it; off-policy estimates do.
         split: which row is trained on, searched on, chosen on, tested on.
     """
 
@@ -256,6 +258,7 @@ class Data(Section):
     timestamp: str | None = None
     group: str | None = None
     position: str | None = None
+    propensity: str | None = None
     split: Split = Split()
 
     @model_validator(mode="after")
@@ -289,6 +292,9 @@ class Data(Section):
         by_role = self.files is not None and isinstance(self.files.path, dict)
         if self.source == "files" and (self.split.by == "file") != by_role:
             raise ValueError("split.by: file goes with a data.files.path that maps roles to files")
+        if self.propensity is not None and (self.position is None or self.group is None):
+            raise ValueError("data.propensity is the chance of a position in a list: it needs "
+                             "data.position and data.group")
         if any(f.build for f in self.fields) and self.timestamp is None:
             raise ValueError("a field with build: needs data.timestamp")
         return self
@@ -1017,10 +1023,53 @@ class SelectModel(Section):
                       Field(json_schema_extra=form("Choice", "Metric that models are judged by"))] = "auc"
 
 
+class FusionGuardrails(Section):
+    """What the fused order must not harm beside the incumbent's, on the report window; a broken limit withholds it.
+
+    Attributes:
+        item: the field that says what a row shows, for coverage and Gini; ``null`` = the first categorical field of
+            ``side: item``.
+        segments: fields whose values are looked at one by one; all rows of a list have the same value.
+        calibration: bounds of predicted over observed positives.
+        coverage: least number of items shown, as a share of the incumbent's.
+        gini: largest rise of the Gini coefficient of the items' exposures.
+        segment: least relative change of the primary metric in a segment; -0.02 = a loss of 2 %.
+        lists: segments of fewer lists are not judged.
+        rank_correlation: least mean correlation with the incumbent's ranks inside a list.
+    """
+
+    item: str | None = None
+    segments: tuple[str, ...] = ()
+    calibration: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1)]] = (0.9, 1.1)
+    coverage: Annotated[float, Field(ge=0)] = 0.9
+    gini: Annotated[float, Field(ge=0)] = 0.05
+    segment: Annotated[float, Field(ge=-1, le=0)] = -0.02
+    lists: Annotated[int, Field(ge=1)] = 100
+    rank_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.7
+
+
+class FusionOffPolicy(Section):
+    """What the order would bring if it were shown, estimated where ``data.propensity`` and positions are known.
+
+    Attributes:
+        user: the field whose values are independent of each other; ``null`` = lists are.
+        floor: least effective sample size of an estimate.
+        clip: largest ratio of the chances to show a row, 10 to 100; ``null`` = no bound.
+    """
+
+    user: str | None = None
+    floor: Annotated[float, Field(ge=1)] = 1000.0
+    clip: Annotated[float, Field(ge=1)] | None = None
+
+
 class TuneFusion(Section):
     """Weights of the fused score: tuned on the first ``window`` of valid's groups, reported on the rest.
 
     Attributes:
+        scorers: the model of ``retrain.models`` that scores an objective; those not named are scored by the one that
+            ``select_model`` chose.
+        incumbent: the fusion.json in service, that the new order is held against; ``null`` = equal weights.
+        segments: a field whose values get weights of their own, shrunk to the common ones; ``null`` = none.
         functions: which are tuned, each for ``trials``; the best is taken.
         tuner: how weights are searched: ``tpe``; ``gp``, where floors are tight; ``cma``, blind to floors; ``nsga2``,
             for the front; ``random`` and ``grid``, to compare with.
@@ -1045,6 +1094,26 @@ class TuneFusion(Section):
     calibration: Literal["platt", "isotonic"] = "platt"
     lists: Annotated[int, Field(ge=100)] = 100_000
     seed: Annotated[int, Field(ge=0)] = 0
+    scorers: dict[str, str] = {}
+    incumbent: str | None = None
+    segments: str | None = None
+    guardrails: FusionGuardrails = FusionGuardrails()
+    off_policy: FusionOffPolicy = FusionOffPolicy()
+
+    @model_validator(mode="after")
+    def _segments_have_weights(self) -> TuneFusion:
+        others = sorted(set(self.functions) - {"weighted_sum", "weighted_product", "exponential_boost"})
+        if self.segments is not None and others:
+            raise ValueError(f"segments: only weights differ by segment, and {others[0]} has constants beside them")
+        return self
+
+    @property
+    def fields(self) -> dict[str, tuple[str, ...]]:
+        """The fields that are named, by key."""
+        named = {"segments": self.segments, "guardrails.item": self.guardrails.item,
+                 "off_policy.user": self.off_policy.user}
+        return {key: (name,) for key, name in named.items() if name is not None} | {
+            "guardrails.segments": self.guardrails.segments}
 
 
 class Report(Section):
@@ -1080,6 +1149,7 @@ class Params(Section):
                 raise ValueError(f"{section}.objective = {chosen!r} is not a binary objective of data.objectives")
         if self.tune_fusion.primary not in (None, *(o.name for o in self.data.objectives)):
             raise ValueError(f"tune_fusion.primary = {self.tune_fusion.primary!r} is no objective of data.objectives")
+        self._check_fusion()
         if not names:
             raise ValueError("data.objectives: at least one binary objective is needed")
         for key, chosen_names in (("search_embedding.methods", self.search_embedding.methods),
@@ -1106,6 +1176,19 @@ class Params(Section):
             if key.split(".")[0] in searches.methods and max(values) > self.training.embedding_dim:
                 raise ValueError(f"search_embedding.{key} must not exceed training.embedding_dim")
         return self
+
+    def _check_fusion(self) -> None:
+        fusion = self.tune_fusion
+        single = [f.name for f in self.data.fields if f.kind != "sequence"]
+        for key, fields in fusion.fields.items():
+            for name in fields:
+                if name not in single:
+                    raise ValueError(f"tune_fusion.{key} = {name!r} is no categorical or numeric field of data.fields")
+        for objective, model in fusion.scorers.items():
+            if objective not in [o.name for o in self.data.objectives]:
+                raise ValueError(f"tune_fusion.scorers names {objective!r}, no objective of data.objectives")
+            if model not in self.retrain.models:
+                raise ValueError(f"tune_fusion.scorers.{objective} = {model!r} is not among retrain.models")
 
 
 def load(path: Path) -> Params:

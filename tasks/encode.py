@@ -128,7 +128,7 @@ def _encode(log: DataFrame, encoder: RecordEncoder) -> DataFrame:
     schema = encoder.schema
     columns = [f.name for f in schema.fields] + [o.name for o in schema.objectives]
     group = F.when(F.isnull("_group"), 0).otherwise(F.xxhash64("_group")).alias("_group")
-    frame = log.select(*columns, "_role", "_time", "_row", "_position", group)
+    frame = log.select(*columns, "_role", "_time", "_row", "_position", "_propensity", group)
     for f in schema.fields:
         owner = f.of or f.name
         if owner in encoder.joined:

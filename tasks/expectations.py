@@ -40,7 +40,7 @@ UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RENDERED = re.compile(r"(\?d=)?\d{8}T\d{6}\.\d{6}Z(?!/)")
 CRITICAL, WARNING, INFO = FailureSeverity.CRITICAL, FailureSeverity.WARNING, FailureSeverity.INFO
 SYSTEM = {"_row": "LongType", "_role": "StringType", "_day": "StringType", "_time": "LongType",
-          "_group": "StringType", "_position": "IntegerType"}
+          "_group": "StringType", "_position": "IntegerType", "_propensity": "DoubleType"}
 # BASIC tells how many rows break a promise; 0 keeps it from quoting their values.
 NO_VALUES = {"result_format": "BASIC", "partial_unexpected_count": 0}
 
@@ -129,7 +129,7 @@ def columns(data: Data) -> dict[str, str]:
 
 def stored_as(data: Data) -> dict[str, str]:
     """The log's own columns that an ingested log has under a system name only: their name → that name."""
-    named = {data.group: "_group", data.position: "_position", data.timestamp: "_time"}
+    named = {data.group: "_group", data.position: "_position", data.propensity: "_propensity", data.timestamp: "_time"}
     return {name: system for name, system in named.items() if name is not None and name not in columns(data)}
 
 

@@ -2,8 +2,8 @@
 
 Writes ``log/part-*.parquet``, one row per impression, in reading order. Columns: every field (categorical as
 text, numeric as double, sequence as array of text), every objective (binary as 0/1, regression as double),
-null where missing or unknown, and the system columns ``_row``, ``_role``, ``_day``, ``_time``, ``_group`` and
-``_position``.
+null where missing or unknown, and the system columns ``_row``, ``_role``, ``_day``, ``_time``, ``_group``,
+``_position`` and ``_propensity``.
 """
 
 from __future__ import annotations

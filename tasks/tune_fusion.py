@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctrmodels import metrics
-from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.fusion import (
     FUNCTIONS,
@@ -20,84 +19,95 @@ from ctrmodels.fusion import (
     TUNERS,
     FusionSpec,
     Judge,
+    RandomSearch,
     ScoreTable,
     Window,
     corners,
     goal,
     hypervolume,
-    score_name,
+    hypervolumes,
     tune,
     tuning_window,
 )
 from ctrmodels.fusion.evaluator import Metric
 from ctrmodels.metrics import Interval
-from ctrmodels.multitask.checkpoint import WEIGHTS, fingerprint
-from ctrmodels.multitask.predictions import Predictions
 from tasks.config import TuneFusion
 from tasks.fusion import figures
+from tasks.fusion.decision import FACTORS, Decision, Orders
 from tasks.fusion.document import describe, front_table
-from tasks.fusion.outcome import Tuned
+from tasks.fusion.exposure import estimate
+from tasks.fusion.inputs import Sources
+from tasks.fusion.outcome import MOST_DIMENSIONS, Tuned
+from tasks.fusion.recommendation import Incumbent, Referee
+from tasks.fusion.segmented import segmented
 from tasks.runtime import manifest
 from tasks.runtime.stage import Stage, main
 
-MOST_DIMENSIONS = 4  # an exact hypervolume takes points^(objectives - 1) steps
 log = logging.getLogger("ctrmodels")
+Values = Mapping[str, Orders]
 
 
 def run(stage: Stage) -> None:
     """Tune on one window of valid, report on the other, and read test once for the chosen weights."""
     settings = stage.params.tune_fusion
-    folder = stage.input("select_model") / "predictions"
-    schema = Schema.load(folder.parent / "schema.json")
-    valid = load(folder / "valid.parquet", schema)
-    in_tuning = tuning_window(valid.groups, settings.window)
+    chosen = stage.input("select_model")
+    sources = Sources(chosen, stage.input("encode"),
+                      {o: stage.input("retrain", model) for o, model in settings.scorers.items()})
+    path = chosen / "predictions" / "valid.parquet"
+    valid = sources.read("valid", settings)
+    check_lists(valid.table, settings)
+    in_tuning = tuning_window(valid.table.groups, settings.window)
     tuning, report = valid.take(in_tuning), valid.take(~in_tuning)
+    incumbent = None if settings.incumbent is None else Incumbent.load(settings.incumbent, valid.table)
 
-    fitted = fit(tuning, folder / "valid.parquet", settings)
-    kinds = reported_metrics(valid, settings, folder / "valid.parquet")
-    judges = {name: Judge(table, fitted, kinds, settings.k)
-              for name, table in (("tuning", tuning), ("report", report))}
-    check_windows(judges, folder / "valid.parquet")
+    fitted = fit(tuning.table, path, settings)
+    kinds = reported_metrics(valid.table, settings, path)
+    judges = {name: Judge(logged.table, fitted, kinds, settings.k)
+              for name, logged in (("tuning", tuning), ("report", report))}
+    check_windows(judges, path)
     with stage.timed("search"):
-        tuned = search(tuning, fitted, settings, folder / "valid.parquet", stage.scratch / "trials.log")
-    spec = fitted.with_weights(tuned.chosen.fusion(), tuned.chosen.weights)
+        tuned = search(tuning.table, fitted, settings, path, stage.scratch / "trials.log")
+    if incumbent is None:
+        equal = tuned.orders["equal_weights"]
+        incumbent = Incumbent("equal weights", fitted.with_weights(equal.fusion(), equal.weights))
+    in_service = incumbent.fuse(report.table)
+    referee = Referee(report, judges["report"], in_service, fitted, tuned.rule.primary, settings)
+    options = referee.options(tuned)
+    exposure = estimate(tuning, report, {"recommended": judges["report"].fuse(tuned.chosen), "incumbent": in_service},
+                        settings)
+    by_segment = None if settings.segments is None else segmented(
+        settings.segments, tuned, (tuning, judges["tuning"]), (report, judges["report"]), settings)
 
-    judges["test"] = Judge(load(folder / "test.parquet", schema), fitted, kinds, settings.k)
+    judges["test"] = Judge(sources.scores("test"), fitted, kinds, settings.k)
+    proposal = fitted.with_weights(tuned.chosen.fusion(), tuned.chosen.weights)
+    decision = Decision(tuned, judges, proposal, incumbent, options, exposure, by_segment)
     held_out = ("report", "test")
     values = {w: {name: judges[w].intervals(p) for name, p in tuned.orders.items()} for w in held_out}
     gains = {w: judges[w].gains(tuned.chosen, tuned.orders["equal_weights"]) for w in held_out}
-    front = front_table(tuned, judges)
-    document = describe(tuned, spec, front, judges, values["report"], gains["report"], settings)
+    front = front_table(tuned, judges, decision.options)
+    document = describe(decision, values["report"], gains["report"], settings)
     (stage.out / "fusion.json").write_text(json.dumps(document, indent=1) + "\n")
     pq.write_table(pa.Table.from_pylist(front), stage.out / "front.parquet", compression="zstd")
     log.info("%s", document["reason"])
-    record(stage, tuned, spec, judges["report"], values, gains)
-    draw(stage, tuned, spec, judges["report"], values, gains)
-    stage.facts |= {"schema_hash": schema.hash, "rows": len(front)}
+    record(stage, decision, values, gains)
+    draw(stage, decision, values, gains)
+    stage.facts |= {"schema_hash": sources.schema.hash, "rows": len(front)}
 
 
 # --- reading and checking -------------------------------------------------------------------------------
 
 
-def load(path: Path, schema: Schema) -> ScoreTable:
-    """A role's predictions.
+def check_lists(valid: ScoreTable, settings: TuneFusion) -> None:
+    """Segments are compared by their lists.
 
     Raises:
-        InputError: the file is not readable, a score is absent, or one is no finite number.
+        InputError: there are segments and no lists.
     """
-    table = Predictions.load(path, schema)
-    names = [score_name(o) for o in schema.objectives]
-    for name in names:
-        if name not in table.scores:
-            raise InputError(path, f"score.{name}", "absent", "an objective without a score on all rows",
-                             "run the stage `retrain` again")
-        broken = ~np.isfinite(table.scores[name])
-        if broken.any():
-            raise InputError(path, f"score.{name}", float(table.scores[name][broken][0]),
-                             f"{broken.sum()} scores are no finite numbers", "lower training.learning_rate")
-    scores = np.stack([table.scores[n] for n in names], axis=1)
-    model = fingerprint(path.parents[1] / WEIGHTS)
-    return ScoreTable(schema.objectives, scores.astype(np.float64), table.labels.astype(np.float64), table.group, model)
+    if valid.lists < 2:
+        for key, fields in (("segments", settings.segments), ("guardrails.segments", settings.guardrails.segments)):
+            if fields:
+                raise InputError("params.yaml", f"tune_fusion.{key}", fields, "segments are made of lists, and the log "
+                                 "has none", "name data.group, or leave the segments out")
 
 
 def fit(tuning: ScoreTable, source: Path, settings: TuneFusion) -> FusionSpec:
@@ -170,50 +180,85 @@ def search(tuning: ScoreTable, fitted: FusionSpec, settings: TuneFusion, source:
     tuner = TUNERS[settings.tuner]()
     for function in functions:
         points += tune(function, window, rule, settings.trials, settings.seed, screen, tuner, storage)
-    return Tuned(tuning.objectives, tuple(points), rule)
+    found = Tuned(tuning.objectives, tuple(points), rule, {})
+    if not 1 < len(names) <= MOST_DIMENSIONS:
+        return found
+
+    function, seen = FUNCTIONS[found.chosen.function](), screen or window
+    worst = np.min([p.metrics for p in corners(function, seen)], axis=0)
+    volumes: dict[str, list[float]] = {}
+    for name, searcher, kept in ((settings.tuner, tuner, storage),  # whose trials are only read again
+                                 ("random", RandomSearch(), storage.with_name("random.log"))):
+        tried = tune(function, seen, rule, settings.trials, settings.seed, None, searcher, kept)
+        reached = np.array([p.metrics for p in tried])
+        volumes[name] = hypervolumes(reached, np.minimum(worst, reached[0])).tolist()
+    return Tuned(tuning.objectives, tuple(points), rule, volumes)
 
 
 # --- telling ------------------------------------------------------------------------------------------------
 
 
-def record(stage: Stage, tuned: Tuned, spec: FusionSpec, report: Judge,
-           values: Mapping[str, Mapping[str, Mapping[str, Interval]]],
-           gains: Mapping[str, Mapping[str, Interval]]) -> None:
-    """Metrics: weights, every order's worth on both held-out sets, the gain, calibration and the front."""
+def record(stage: Stage, decision: Decision, values: Values, gains: Mapping[str, Mapping[str, Interval]]) -> None:
+    """Metrics: weights, every order's worth on both held-out sets, gains, guard-rails, calibration and the front."""
+    tuned, report = decision.tuned, decision.judges["report"]
     stage.metrics(tuned.weights(tuned.chosen), "weight.")
     stage.metric("feasible", not tuned.rule.shortfall(tuned.chosen.metrics))
+    stage.metric("withheld", decision.withheld)
     for window, orders in values.items():
         for order, found in orders.items():
             prefix = f"{window}." if order == "recommended" else f"{window}.{order}."
             for name, value in found.items():
                 stage.metrics({name: value.mean, f"{name}.se": value.error}, prefix)
-        for name, gain in gains[window].items():
-            stage.metrics({name: gain.mean, f"{name}.low": gain.low, f"{name}.high": gain.high}, f"{window}.gain.")
-    for i, (objective, score) in enumerate(zip(tuned.objectives, spec.scores, strict=True)):
+        _intervals(stage, gains[window], f"{window}.gain.")
+        stage.metrics(decision.kept(orders), f"{window}.kept.")
+    _intervals(stage, decision.chosen.changes, "report.change.")
+    stage.metrics({check.name: check.value for check in decision.chosen.verdict.checks}, "guardrail.")
+    stage.metric("optimism", decision.optimism)
+    for name, changes in decision.sensitivity.items():
+        stage.metric(f"sensitivity.{name}", max(0.0, *(-changes[FACTORS.index(f)] for f in (0.5, 2.0))))
+    if decision.segmented is not None:
+        _intervals(stage, decision.segmented.gains, "report.segments.gain.")
+    for i, (objective, score) in enumerate(zip(tuned.objectives, decision.proposal.scores, strict=True)):
         if objective.kind == "binary":
             raw, labels = report.table.known(i)
             stage.metrics({"raw": metrics.ece(labels, raw), "calibrated": metrics.ece(labels, score.normaliser(raw))},
                           f"report.ece.{objective.name}.")
     stage.metric("front.points", sum(tuned.front))
-    if 1 < len(tuned.objectives) <= MOST_DIMENSIONS:
+    if tuned.volumes:
         baselines = [p.metrics for p in tuned.points if p.source in ("equal", "corner")]
         stage.metric("front.hypervolume",
                      hypervolume(np.array([p.metrics for p in tuned.points]), np.min(baselines, axis=0)))
+        stage.metrics({name: volumes[-1] for name, volumes in tuned.volumes.items()}, "trials.hypervolume.")
 
 
-def draw(stage: Stage, tuned: Tuned, spec: FusionSpec, report: Judge,
-         values: Mapping[str, Mapping[str, Mapping[str, Interval]]],
-         gains: Mapping[str, Mapping[str, Interval]]) -> None:
+def _intervals(stage: Stage, found: Mapping[str, Interval], prefix: str) -> None:
+    for name, value in found.items():
+        stage.metrics({name: value.mean, f"{name}.low": value.low, f"{name}.high": value.high}, prefix)
+
+
+def draw(stage: Stage, decision: Decision, values: Values, gains: Mapping[str, Mapping[str, Interval]]) -> None:
     """The stage's figures."""
-    metric, x = report.tuned.name, tuned.rule.primary
+    tuned, x = decision.tuned, decision.tuned.rule.primary
     for y in range(len(tuned.objectives)):
         if y != x:
-            stage.figure(figures.front(tuned, metric, y))
+            stage.figure(figures.front(tuned, decision.judges["tuning"], y))
     stage.figure(figures.weights(tuned.best_by_function, tuned.objectives))
     for window, orders in values.items():
-        stage.figure(figures.objectives_by_order(orders, metric, tuned.objectives, window))
+        stage.figure(figures.objectives_by_order(orders, decision.metric, tuned.objectives, window))
     stage.figure(figures.gains(gains))
-    calibration = figures.calibration(report.table, spec)
+    stage.figure(figures.kept(decision, values, stage.params.tune_fusion.floor))
+    stage.figure(figures.options(decision))
+    stage.figure(figures.guardrails(decision))
+    if len(tuned.objectives) > 1:
+        stage.figure(figures.curse(decision))
+        stage.figure(figures.sensitivity(decision))
+    if tuned.volumes:
+        stage.figure(figures.volume(tuned))
+    if decision.exposure.lines:
+        stage.figure(figures.exposure(decision.exposure))
+    if decision.segmented is not None:
+        stage.figure(figures.segments(decision.segmented, tuned.objectives))
+    calibration = figures.calibration(decision.judges["report"].table, decision.proposal)
     if calibration is not None:
         stage.figure(calibration)
 

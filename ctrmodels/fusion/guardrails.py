@@ -22,7 +22,7 @@ class Proposal:
 
     Attributes:
         groups: [N] the list of each row.
-        items: [N] what the row shows.
+        items: [N] what the row shows; ``None`` = not known, and coverage and Gini are not judged.
         fused: [N] score of the new order.
         incumbent: [N] score of the order in service; higher ranks first, so ``-position`` for a logged order.
         metric: what orders are judged by in the segments, built on the same rows.
@@ -31,7 +31,7 @@ class Proposal:
     """
 
     groups: np.ndarray
-    items: np.ndarray
+    items: np.ndarray | None
     fused: np.ndarray
     incumbent: np.ndarray
     metric: ListMetric
@@ -71,7 +71,8 @@ class Verdict:
 
     Attributes:
         checks: in the order of the guard-rails.
-        unjudged: segments of too few lists to say anything, as ``NAME=VALUE``.
+        unjudged: ``coverage`` and ``gini`` where items are not known; segments of too few lists to say anything, as
+            ``NAME=VALUE``.
     """
 
     checks: tuple[Check, ...]
@@ -134,14 +135,17 @@ class Guardrails:
             ValueError: a score is not finite.
         """
         ranks = ListRanks(proposal.groups)
-        new, old = (exposures(ranks(s), proposal.items, self.k) for s in (proposal.fused, proposal.incumbent))
         checks = [Check(f"calibration.{name}", calibration(*both), *self.calibration)
                   for name, both in proposal.probabilities.items()]
-        checks.append(Check("coverage", coverage(new) / coverage(old), self.coverage))
-        checks.append(Check("gini", gini(new) - gini(old), high=self.gini))
+        unjudged = []
+        if proposal.items is None:
+            unjudged += ["coverage", "gini"]
+        else:
+            new, old = (exposures(ranks(s), proposal.items, self.k) for s in (proposal.fused, proposal.incumbent))
+            checks.append(Check("coverage", coverage(new) / coverage(old), self.coverage))
+            checks.append(Check("gini", gini(new) - gini(old), high=self.gini))
         checks.append(Check("rank_correlation", rank_correlation(ranks, proposal.fused, proposal.incumbent),
                             self.rank_correlation))
-        unjudged = []
         for name, values in proposal.segments.items():
             for value, lists, change in segment_changes(proposal, name, values):
                 if lists < self.lists:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,21 +22,21 @@ def score_name(objective: Objective) -> str:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """N rows of a model's predictions for M objectives.
+    """N rows of the predictions for M objectives, by one model or by several.
 
     Attributes:
         objectives: the objectives.
         scores: [N, M] raw scores on all rows.
         labels: [N, M] joint labels, NaN where unknown.
         groups: [N] list of each row.
-        model: fingerprint of the model that gave the scores, "" = not known.
+        models: fingerprint of the model that gave the scores, "" = not known; or one per score, by name.
     """
 
     objectives: tuple[Objective, ...]
     scores: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
-    model: str = ""
+    models: Mapping[str, str] | str = ""
 
     def take(self, rows: np.ndarray) -> ScoreTable:
         """The rows that the mask ``rows`` [N] selects."""
@@ -79,7 +79,9 @@ class ScoreTable:
         kind = Quantile if objective.kind == "regression" else calibration
         normaliser = kind.fit(*self.known(index))
         unit = float(normaliser(self.scores[:, index]).mean())
-        return FusedScore(score_name(objective), normaliser, unit, model=self.model)
+        name = score_name(objective)
+        model = self.models if isinstance(self.models, str) else self.models[name]
+        return FusedScore(name, normaliser, unit, model=model)
 
 
 class Judge:
@@ -105,17 +107,22 @@ class Judge:
 
     def errors(self, point: Point) -> list[Interval]:
         """The tuned metric of each objective under a point's order."""
-        return self._resampled[0].intervals(self._fuse(point))
+        return self._resampled[0].intervals(self.fuse(point))
 
     def intervals(self, point: Point) -> dict[str, Interval]:
         """All metrics under a point's order, by ``METRIC.OBJECTIVE``."""
-        return self._named([r.intervals(self._fuse(point)) for r in self._resampled])
+        return self._named([r.intervals(self.fuse(point)) for r in self._resampled])
 
     def gains(self, point: Point, baseline: Point) -> dict[str, Interval]:
         """What a point's order gains over another's, by ``METRIC.OBJECTIVE``."""
-        return self._named([r.gains(self._fuse(point), self._fuse(baseline)) for r in self._resampled])
+        return self.changes(self.fuse(point), self.fuse(baseline))
 
-    def _fuse(self, point: Point) -> np.ndarray:
+    def changes(self, fused: np.ndarray, baseline: np.ndarray) -> dict[str, Interval]:
+        """The same for fused scores [N], wherever they come from."""
+        return self._named([r.gains(fused, baseline) for r in self._resampled])
+
+    def fuse(self, point: Point) -> np.ndarray:
+        """[N] fused score at a point."""
         return point.fusion().score(self.normalised, point.weights, self.table.groups)
 
     def _named(self, found: Sequence[Sequence[Interval]]) -> dict[str, Interval]:

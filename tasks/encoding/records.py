@@ -68,7 +68,7 @@ def layout(schema: Schema) -> np.dtype:
         ("numeric", "<f4", (len(schema.numeric_fields),)),
         *((f"sequence.{f.name}", "<i4", (f.max_length,)) for f in schema.sequence_fields),
         ("labels", "<f4", (len(schema.objectives),)),
-        ("position", "<i4"), ("group", "<i8"), ("time", "<i8"), ("row", "<i8"),
+        ("position", "<i4"), ("propensity", "<f8"), ("group", "<i8"), ("time", "<i8"), ("row", "<i8"),
     ])
 
 
@@ -116,7 +116,7 @@ class RecordEncoder:
         for i, objective in enumerate(self.schema.objectives):
             labels = pc.fill_null(chunk[objective.name].cast(pa.float64()), float("nan"))
             records["labels"][:, i] = labels.to_numpy()
-        for name in ("position", "group", "time", "row"):
+        for name in ("position", "propensity", "group", "time", "row"):
             records[name] = chunk[f"_{name}"].to_numpy()
         return records
 

@@ -123,6 +123,13 @@ class Columns:
         self._check(key, value, ~good, "not a whole number from 0 up", "mend the log")
         return F.coalesce(F.when(good, value.cast("int")), F.lit(0))
 
+    def chance(self, key: str, text: str) -> Column:
+        """A probability as double, 0 where unknown."""
+        value = self._raw_number(key, text)
+        good = (value > 0) & (value <= 1)
+        self._check(key, value, ~good, "not a chance above 0 and up to 1", "mend the log; null stands for unknown")
+        return F.coalesce(F.when(good, value), F.lit(0.0))
+
     def steps(self, key: str, text: str, delimiter: str | None, most: int) -> Column:
         """A stored list as array of text: no nulls, no empty steps, the first ``most`` of them."""
         column, kind = self.find(key, text)

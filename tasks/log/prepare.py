@@ -12,7 +12,7 @@ from tasks.log.columns import Columns, refuse
 from tasks.log.history import History
 from tasks.sources.files import Log
 
-SYSTEM = ("_row", "_role", "_day", "_time", "_group", "_position")
+SYSTEM = ("_row", "_role", "_day", "_time", "_group", "_position", "_propensity")
 
 
 def prepare(log: Log, data: Data, partitions: int) -> DataFrame:
@@ -68,6 +68,8 @@ def _system(columns: Columns, data: Data, log: Log) -> dict[str, Column]:
         "_day": day,
         "_group": F.lit(None).cast("string") if data.group is None else columns.text("data.group", data.group),
         "_position": F.lit(0) if data.position is None else columns.whole("data.position", data.position),
+        "_propensity": (F.lit(0.0) if data.propensity is None
+                        else columns.chance("data.propensity", data.propensity)),
     }
     if data.split.by == "column" and data.split.column is not None:
         system["_role"] = columns.one_of("data.split.column", data.split.column, ROLES)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 ROOT = "CTRMODELS_DATA"
-RESERVED = ("_row", "_role", "_day", "_time", "_group", "_position")
+RESERVED = ("_row", "_role", "_day", "_time", "_group", "_position", "_propensity")
 PARTITION = "day="
 ENCODINGS = {"utf-8": "utf-8", "ascii": "us-ascii", "iso8859-1": "iso-8859-1", "utf-16": "utf-16",
              "utf-16-le": "utf-16le", "utf-16-be": "utf-16be"}  # Python's names and Spark's

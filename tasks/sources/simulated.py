@@ -17,5 +17,6 @@ def prepare(data: Data, scratch: Path, out: Path) -> Files:
     """
     folder = scratch / "simulated"
     shutil.rmtree(folder, ignore_errors=True)  # a killed attempt may have left one that is not whole
-    Simulator(SimulatorConfig(**data.simulated.model_dump())).write(folder, out / "truth")
+    config = SimulatorConfig(**data.simulated.model_dump(), log_propensity=data.propensity is not None)
+    Simulator(config).write(folder, out / "truth")
     return Files(path=str(folder))

@@ -56,6 +56,7 @@ def log(rows: int = 3000, days: int = 3, seed: int = 0) -> pd.DataFrame:
         "_row": np.arange(rows), "_time": time + 1_700_006_400,
         "_role": np.repeat(ROLES, [rows - 3 * (rows // 10), *[rows // 10] * 3]),
         "_position": rng.integers(0, 10, rows).astype(np.int32),
+        "_propensity": rng.integers(0, 5, rows) / 4,
     })
     frame["history"] = [[v for v in h if v is not None] for h in frame["history"]]
     frame["_day"] = pd.to_datetime(frame["_time"], unit="s").dt.strftime("%Y-%m-%d")
@@ -75,7 +76,7 @@ def write(root: Path, frame: pd.DataFrame, parts: int = 3, **types: pa.DataType)
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {"tags": pa.list_(pa.string()), "history": pa.list_(pa.string()), "click": pa.int8(),
              "buy": pa.int8(), "price": pa.float64(), "constant": pa.float64(), "dwell": pa.float64(),
-             "_row": pa.int64(), "_time": pa.int64(), "_position": pa.int32()}
+             "_row": pa.int64(), "_time": pa.int64(), "_position": pa.int32(), "_propensity": pa.float64()}
     schema = pa.schema([(c, types.get(c, kinds.get(c, pa.string()))) for c in frame.columns])
     size = -(-len(frame) // parts)
     for i in range(parts):

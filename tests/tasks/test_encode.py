@@ -96,6 +96,7 @@ def test_rows_are_in_the_order_of_time_and_reading(output: Path, frame: pd.DataF
     assert np.load(output / role / "row.npy").tolist() == expected["_row"].tolist()
     assert rows.time.tolist() == expected["_time"].tolist()
     assert rows.position.tolist() == expected["_position"].tolist()
+    assert np.load(output / role / "propensity.npy").tolist() == expected["_propensity"].tolist()
     labels = expected[["click", "buy", "dwell"]].astype(float).to_numpy(dtype=np.float32)
     np.testing.assert_array_equal(rows.labels, labels)
 
@@ -109,7 +110,8 @@ def test_groups_are_hashes_and_zero_where_unknown(output: Path, frame: pd.DataFr
 
 def test_files_have_the_declared_types_and_are_memory_mappable(output: Path, frame: pd.DataFrame) -> None:
     kinds = {"ids": np.int32, "numeric": np.float32, "sequence.tags": np.int32, "sequence.history": np.int32,
-             "labels": np.float32, "position": np.int32, "group": np.int64, "time": np.int64, "row": np.int64}
+             "labels": np.float32, "position": np.int32, "propensity": np.float64, "group": np.int64, "time": np.int64,
+             "row": np.int64}
     for role in ingested.ROLES:
         assert {p.stem for p in (output / role).iterdir()} == set(kinds)
         for name, kind in kinds.items():

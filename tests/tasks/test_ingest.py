@@ -34,7 +34,8 @@ def test_columns_are_typed_and_ordered_as_described(tmp_path: Path) -> None:
     stored = pd.DataFrame({
         "user": [7, 8, None, 7] * 10, "price": [1.5, np.nan, 3.0, 4.0] * 10, "flag": [True, False, None, True] * 10,
         "tags": [["a", None, "b", "c"], [], None, ["d"]] * 10, "click": [1.0, 0.0, None, 1.0] * 10,
-        "watch": [0.5, 1.5, None, 2.0] * 10, "ts": pd.Timestamp("2024-05-01 10:00:00.25") + pd.to_timedelta(
+        "watch": [0.5, 1.5, None, 2.0] * 10, "chance": [0.5, 1.0, None, 1e-9] * 10,
+        "ts": pd.Timestamp("2024-05-01 10:00:00.25") + pd.to_timedelta(
             np.arange(40), unit="h"), "rank": [1, 2, None, 3] * 10,
     }).astype({"user": "Int64", "rank": "Int64"})
     section = data(
@@ -42,13 +43,13 @@ def test_columns_are_typed_and_ordered_as_described(tmp_path: Path) -> None:
         fields=[{"name": "user", "kind": "categorical"}, {"name": "flag", "kind": "categorical"},
                 {"name": "price", "kind": "numeric"}, {"name": "tags", "kind": "sequence", "max_length": 2}],
         objectives=[{"name": "click", "label": "click"}, {"name": "dwell", "kind": "regression", "label": "watch"}],
-        timestamp="ts", group="user", position="rank", split={"by": "time"})
+        timestamp="ts", group="user", position="rank", propensity="chance", split={"by": "time"})
     found = run(tmp_path, section)
     assert found.table.schema.names == ["user", "flag", "price", "tags", "click", "dwell",
-                                        "_row", "_role", "_day", "_time", "_group", "_position"]
+                                        "_row", "_role", "_day", "_time", "_group", "_position", "_propensity"]
     assert [str(t) for t in found.table.schema.types] == [
         "string", "string", "double", "list<element: string>", "int8", "double",
-        "int64", "string", "string", "int64", "string", "int32"]
+        "int64", "string", "string", "int64", "string", "int32", "double"]
     first = {name: found.column(name)[:4] for name in found.table.schema.names}
     assert first["user"] == first["_group"] == ["7", "8", None, "7"]
     assert first["flag"] == ["true", "false", None, "true"]
@@ -57,6 +58,7 @@ def test_columns_are_typed_and_ordered_as_described(tmp_path: Path) -> None:
     assert first["click"] == [1, 0, None, 1]
     assert first["dwell"] == [0.5, 1.5, None, 2.0]
     assert first["_position"] == [1, 2, 0, 3]
+    assert first["_propensity"] == [0.5, 1.0, 0.0, 1e-9]
     assert first["_time"][:2] == [1_714_557_600, 1_714_561_200]
     assert found.column("_day")[0] == "2024-05-01" and found.column("_day")[-1] == "2024-05-03"
     assert found.column("_row") == list(range(40))
@@ -157,8 +159,10 @@ def test_times_are_read_in_any_usual_form(tmp_path: Path, stored: pd.Series) -> 
 def test_simulated_log_comes_with_its_truth_beside_the_rows(tmp_path: Path) -> None:
     section = data(tmp_path, source="simulated", files=None, simulated={"rows": 3000, "days": 3},
                    fields=[{"name": "item_id", "kind": "categorical"}],
-                   timestamp="timestamp", position="position", split={"by": "time"})
+                   timestamp="timestamp", group="request_id", position="position", propensity="position_propensity",
+                   split={"by": "time"})
     found = run(tmp_path, section)
+    assert 0 < sum(p > 0 for p in found.column("_propensity")) <= 3000 and max(found.column("_propensity")) < 1
     assert found.metrics["rows"] == 3000 and found.metrics["days"] == 3
     assert (found.folder / "truth" / "truth.json").is_file()
     rows = sum(pq.read_metadata(p).num_rows for p in (found.folder / "truth").rglob("*.parquet"))
@@ -183,6 +187,14 @@ def test_expression_that_the_log_cannot_answer(tmp_path: Path, key: str, express
     value = [{"name": "click", "label": expression}] if key == "objectives" else expression
     line = refused(tmp_path, data(parquet(tmp_path / "log.parquet", log()), **{key: value}))
     assert repr(expression) in line and says in line
+
+
+@pytest.mark.parametrize("chance", [0.0, -0.5, 1.01])
+def test_propensities_that_are_no_chances(tmp_path: Path, chance: float) -> None:
+    stored = log().assign(p=[0.5, chance] * 100, place=1)
+    line = refused(tmp_path, data(parquet(tmp_path / "log.parquet", stored), group="user", position="place",
+                                  propensity="p"))
+    assert f"data.propensity = '{chance}': not a chance above 0 and up to 1" in line
 
 
 def test_expression_that_makes_several_rows_of_one(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from ctrmodels.data.simulator.policy import MOST_ITEMS
 from ctrmodels.errors import InputError
 
 HOURS = 24
 RESERVED = ("request_id", "timestamp", "position", "user_id", "item_id", "price", "history", "click", "cart",
-            "purchase", "dwell", "day")
+            "purchase", "dwell", "day", "position_propensity")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class SimulatorConfig:
         temperature: of the logging policy; the higher, the more random its lists.
         history_strength: gain of the click logit for an item of the category that all recent clicks have.
         drift: standard deviation of a category's daily step in appeal and in popularity.
+        log_propensity: whether the log has the column ``position_propensity``, the chance of the row at its position
+            given the rows of its list; null in a list that the end of the log cuts off.
         fields, pairs, triples: planted fields and interactions.
 
     Raises:
@@ -127,6 +130,7 @@ class SimulatorConfig:
     temperature: float = 1.0
     history_strength: float = 2.0
     drift: float = 0.2
+    log_propensity: bool = False
     fields: tuple[FieldPlan, ...] = FIELDS
     pairs: tuple[Interaction, ...] = PAIRS
     triples: tuple[Interaction, ...] = TRIPLES
@@ -134,6 +138,8 @@ class SimulatorConfig:
     def __post_init__(self) -> None:
         for key, least in (("rows", 1), ("seed", 0), ("days", 1), ("list_size", 1), ("history", 1)):
             self._require(key, getattr(self, key) >= least, f"must be at least {least}")
+        self._require("list_size", not self.log_propensity or self.list_size <= MOST_ITEMS,
+                      f"log_propensity sums over the orders of a list: at most {MOST_ITEMS} items")
         self._require("candidates", self.candidates >= self.list_size, "must be at least list_size")
         self._require("items", self.items >= 4 * self.candidates, "must be at least 4 times candidates")
         for key in ("requests_per_day", "temperature"):

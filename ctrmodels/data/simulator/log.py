@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ctrmodels.data.simulator.cohort import Cohort, Day
 from ctrmodels.data.simulator.config import Interaction, SimulatorConfig
+from ctrmodels.data.simulator.policy import position_propensity
 from ctrmodels.data.simulator.truth import PlantedInteraction, SimulatorTruth, bayes
 from ctrmodels.data.simulator.world import World
 from ctrmodels.errors import InputError
@@ -125,6 +126,8 @@ class Simulator:
         keys = {"request_id": pa.array(day.request_id[request]), "position": pa.array((place + 1).astype(np.int32))}
         log = {**keys, "timestamp": pa.array(midnight + day.requests.second[request]),
                **self._features(day, request, place), **_labels(day, request, place)}
+        if self.config.log_propensity:
+            log["position_propensity"] = _propensity(day, request, place)
         return SimulatedBatch(date.isoformat(), pa.RecordBatch.from_pydict(log),
                               pa.RecordBatch.from_pydict(keys | _truth(day, request, place)))
 
@@ -145,6 +148,13 @@ def _labels(day: Day, request: np.ndarray, place: np.ndarray) -> dict[str, pa.Ar
     steps = {"click": done.clicked, "cart": done.carted, "purchase": done.bought}
     columns = {name: pa.array(step[request, place].astype(np.int8)) for name, step in steps.items()}
     return columns | {"dwell": pa.array(np.round(done.seconds[request, place], 3), from_pandas=True)}
+
+
+def _propensity(day: Day, request: np.ndarray, place: np.ndarray) -> pa.Array:
+    whole = np.asarray(day.kept.all(axis=1))
+    chance = np.zeros(day.kept.shape)
+    chance[whole] = position_propensity(day.lists.propensity_first[whole])
+    return pa.array(chance[request, place], mask=~whole[request])
 
 
 def _truth(day: Day, request: np.ndarray, place: np.ndarray) -> dict[str, pa.Array]:

@@ -419,6 +419,20 @@ def test_position_propensities_of_lists_that_show_all_candidates_add_up_over_the
         position_propensity(np.full((2, 13), 0.01))
 
 
+def test_the_log_carries_position_propensities_if_asked_and_null_in_a_list_that_it_cuts_off() -> None:
+    config = SimulatorConfig(rows=1003, list_size=5, candidates=9, log_propensity=True)
+    batches = list(Simulator(config).batches())
+    log, truth = (pa.Table.from_batches([getattr(b, part) for b in batches]).to_pandas() for part in ("log", "truth"))
+    size = log.groupby("request_id")["position"].transform("size")
+    assert log.position_propensity.isna().tolist() == (size < 5).tolist() and (size < 5).any()
+    order = log[size == 5].sort_values(["request_id", "position"]).index
+    expected = position_propensity(truth.propensity_first[order].to_numpy().reshape(-1, 5))
+    assert log.position_propensity[order].to_numpy() == pytest.approx(expected.ravel(), rel=1e-12)
+    assert "position_propensity" not in next(Simulator(SimulatorConfig(rows=1003)).batches()).log.schema.names
+    with pytest.raises(InputError, match=r"list_size = 13: log_propensity .* at most 12 items"):
+        SimulatorConfig(list_size=13, log_propensity=True)
+
+
 def test_the_value_of_the_shown_order_is_what_the_log_brings(simulated) -> None:
     log, truth = simulated
     whole = truth.groupby("request_id")["position"].transform("size") == 10

@@ -62,6 +62,12 @@ def test_an_overconfident_score_breaks_the_calibration(harmless: Proposal) -> No
         assert verdict.broken[0].value == pytest.approx(factor, abs=0.05)
 
 
+def test_unknown_items_leave_coverage_and_gini_unjudged(harmless: Proposal) -> None:
+    verdict = Guardrails(k=5).judge(replace(harmless, items=None))
+    assert verdict.unjudged == ("coverage", "gini") and not verdict.withheld
+    assert not {"coverage", "gini"} & {c.name for c in verdict.checks}
+
+
 def test_showing_few_items_breaks_coverage_and_gini(harmless: Proposal) -> None:
     favourites = replace(harmless, fused=harmless.fused + 5.0 * (harmless.items < 40))
     assert {"gini"} <= set(broken(favourites)) - {"rank_correlation"}

@@ -292,6 +292,32 @@ def test_the_fusion_chosen_on_some_users_is_worth_what_others_say() -> None:
         assert found.value.low < report.true_value(report.fuse(*chosen)) < found.value.high
 
 
+TRIED = tuple((1.0, w) for w in (0.1, 0.3, 0.5, 0.8, 1.2))
+
+
+def covered_recommendations(kind: type[OffPolicy]) -> dict[str, float]:
+    """On 50 worlds: chosen by SNIPS on every second user, judged on the others, whose truth it is held against."""
+    def run(seed: int) -> tuple[float, dict[str, Estimate]]:
+        funnel = Funnel.generate(50_000, seed)
+        tuning = funnel.user % 2 == 0
+        part, report = funnel.take(tuning), funnel.take(~tuning)
+        chosen = max(TRIED, key=lambda w: judge_funnel(part, part.fuse(*w))["snips"].value.mean)
+        fused = report.fuse(*chosen)
+        return report.true_value(fused), judge_funnel(report, fused, kind)
+    return coverage(run)
+
+
+@pytest.mark.slow
+def test_the_true_value_of_the_recommended_point_is_within_its_interval_in_nine_of_ten_funnels() -> None:
+    assert min(covered_recommendations(OffPolicy).values()) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stub", [Inverted, LoggedMean])
+def test_stubs_do_not_hold_the_true_value_of_the_recommended_point(stub: type[OffPolicy]) -> None:
+    assert max(covered_recommendations(stub).values()) < 0.5
+
+
 def covered_funnels(kind: type[OffPolicy], rows_of_truth: int = 25_000) -> dict[str, float]:
     """On 50 worlds; the truth is that of ``rows_of_truth`` rows, of which the log is the first users'."""
     def run(seed: int) -> tuple[float, dict[str, Estimate]]:
