@@ -76,6 +76,7 @@ def run(stage: Stage) -> None:
     stage.figure(model_figures.training_curves(results))
     stage.figure(model_figures.calibration(schema, valid, f"Calibration of {model_name} on valid"))
     if gates is not None:
+        stage.metrics(gates.values(model.names), "gates.")
         stage.figure(model_figures.gates(gates, model.names))
     stage.facts |= {"schema_hash": schema.hash, "rows": len(valid.row)}
 
