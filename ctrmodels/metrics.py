@@ -22,6 +22,9 @@ from scipy.stats import rankdata
 PROBABILITY_FLOOR = 1e-7
 """LogLoss clips probabilities to [floor, 1 - floor]: float32 cannot tell 1 - 3e-8 from 1."""
 
+HIGHER_IS_BETTER = {"auc": True, "gauc": True, "logloss": False}
+"""The metrics that models are chosen by."""
+
 Kind = Literal["binary", "regression"]
 
 
@@ -69,11 +72,15 @@ def auc_contributions(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def logloss(labels: np.ndarray, scores: np.ndarray) -> float:
     """Mean binary cross-entropy in nats; NaN without rows."""
+    parts = logloss_contributions(labels, scores)
+    return float(np.mean(parts)) if len(parts) else float("nan")
+
+
+def logloss_contributions(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """[N] the cross-entropy of every row, in nats."""
     labels, scores = _checked(labels, scores)
-    if not len(labels):
-        return float("nan")
     p = np.clip(scores, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
-    return float(-np.mean(labels * np.log(p) + (1 - labels) * np.log1p(-p)))
+    return -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
 
 
 def normalised_entropy(labels: np.ndarray, scores: np.ndarray) -> float:

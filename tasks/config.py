@@ -1017,10 +1017,17 @@ class Retrain(Section):
 
 
 class SelectModel(Section):
-    """Best mean of ``metric`` over the objectives on ``valid``; ties inside the spread go to the cheaper model."""
+    """Which model is chosen: the best ``primary`` on ``valid`` that keeps the floors; ties go to the cheaper.
+
+    Attributes:
+        primary: the binary objective whose ``metric`` decides; ``null`` = the mean over all of them.
+        floors: binary objective → by how much its ``metric`` may be worse than the best model's, such as 0.002 of AUC.
+    """
 
     metric: Annotated[Literal["auc", "gauc", "logloss"],
                       Field(json_schema_extra=form("Choice", "Metric that models are judged by"))] = "auc"
+    primary: str | None = None
+    floors: dict[str, Annotated[float, Field(ge=0)]] = {}
 
 
 class FusionGuardrails(Section):
@@ -1147,6 +1154,13 @@ class Params(Section):
             chosen = getattr(self, section).objective
             if chosen is not None and chosen not in names:
                 raise ValueError(f"{section}.objective = {chosen!r} is not a binary objective of data.objectives")
+        for key, chosen in (("primary", self.select_model.primary), *(("floors", name)
+                                                                      for name in self.select_model.floors)):
+            if chosen is not None and chosen not in names:
+                raise ValueError(f"select_model.{key} = {chosen!r} is not a binary objective of data.objectives")
+        if self.select_model.primary in self.select_model.floors:
+            raise ValueError(f"select_model.floors has {self.select_model.primary!r}, the primary, which is maximised "
+                             "and needs no floor")
         if self.tune_fusion.primary not in (None, *(o.name for o in self.data.objectives)):
             raise ValueError(f"tune_fusion.primary = {self.tune_fusion.primary!r} is no objective of data.objectives")
         self._check_fusion()

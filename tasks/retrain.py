@@ -85,6 +85,7 @@ def run(stage: Stage) -> None:
         stage.figure(model_figures.loss_weights(best))
     stage.figure(model_figures.calibration(schema, valid, f"Calibration of {stage.key} on valid"))
     if gates is not None:
+        stage.metrics(gates.values(model.names), "gates.")
         stage.figure(model_figures.gates(gates, model.names))
     stage.facts |= {"schema_hash": schema.hash, "rows": len(valid.row)}
 

@@ -1,30 +1,34 @@
-"""Compares the multi-objective models on ``valid``, chooses one, and reads its ``test`` metrics once."""
+"""Compares the multi-objective models on ``valid``, chooses one by the rule, and reads its ``test`` metrics once."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ctrmodels import metrics
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
+from ctrmodels.metrics import HIGHER_IS_BETTER, Interval
 from ctrmodels.multitask.checkpoint import FILES
-from ctrmodels.multitask.evaluation import evaluate_scores, mean_over_objectives
+from ctrmodels.multitask.choice import Choice, Contender, Rule, choose
+from ctrmodels.multitask.evaluation import evaluate_scores
 from ctrmodels.multitask.predictions import Predictions
-from ctrmodels.multitask.spaces import space_mask
+from ctrmodels.multitask.spaces import ALL, score_names
+from ctrmodels.multitask.uncertainty import Resampler
 from tasks import model_figures
 from tasks.config import model_and_balancer
-from tasks.runtime.figure import Axis, Figure, Series
+from tasks.runtime.figure import finite
 from tasks.runtime.stage import Stage, main
 
-HIGHER_IS_BETTER = {"auc": True, "gauc": True, "logloss": False}
-COSTS = ("parameters", "parameters_embedding", "flops", "bytes")
+COSTS = ("parameters", "parameters_embedding", "parameters_other", "flops", "bytes")
+SINGLE = "single"
+MATCHED = 1.05
+"""Networks whose parameters beside the embedding differ by less than this factor count as of one size."""
 
 
 @dataclass(frozen=True)
@@ -34,55 +38,56 @@ class Candidate:
     Attributes:
         name: its key.
         folder: its outputs.
-        values: the choosing metric, mean over the binary objectives on ``valid``, per seed.
-        recorded: its ``metrics.json``.
+        recorded: its ``metrics.json``: means over the seeds, and ``….sd``.
+        contender: what the rule looks at.
     """
 
     name: str
     folder: Path
-    values: tuple[float, ...]
-    recorded: dict[str, float]
-
-    @property
-    def balanced(self) -> bool:
-        """Whether a balancer was at work."""
-        return model_and_balancer(self.name)[1] is not None
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return float(np.mean(self.values))
-
-    @property
-    def sd(self) -> float:
-        """Standard deviation over the seeds; 0 for one seed."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
+    recorded: Mapping[str, float]
+    contender: Contender
 
 
 def run(stage: Stage) -> None:
     """Write the leaderboard, the choice, the winner's files, and its test metrics."""
-    metric = stage.params.select_model.metric
-    candidates = [load(name, stage.input("retrain", name), metric) for name in stage.params.retrain.models]
-    chosen, reason = choose(candidates, metric)
-    rule = (f"best mean valid {metric}@all over the binary objectives and seeds; ties within the best one's "
-            "standard deviation over the seeds go to fewer parameters, then to the plain sum of losses")
-    board = {"metric": metric, "rule": rule, "reason": reason, "rows": rows(candidates, chosen, metric)}
-    write(stage.out / "leaderboard.json", board)
-    write(stage.out / "choice.json", {"candidate": chosen.name, "reason": reason, "rule": rule})
+    own = stage.params.select_model
+    rule = Rule(own.metric, own.primary, own.floors)
+    candidates = [load(name, stage.input("retrain", name), own.metric) for name in stage.params.retrain.models]
+    try:
+        choice = choose([c.contender for c in candidates], rule)
+    except ValueError as error:
+        raise InputError("params.yaml", "select_model.floors", dict(own.floors), str(error),
+                         "allow more, or train other models") from error
+    chosen = next(c for c in candidates if c.name == choice.name)
+    schema = Schema.load(chosen.folder / "schema.json")
+    samples = resampled(schema, candidates, rule)
+    gained = gains(schema, candidates, own.metric)
+    compared = rows(candidates, rule, choice, samples, gained)
+    write(stage.out / "leaderboard.json", {
+        "metric": own.metric, "rule": str(rule), "reason": choice.reason, "notes": notes(candidates, gained),
+        "rows": compared})
+    write(stage.out / "choice.json", {"candidate": chosen.name, "reason": choice.reason, "rule": str(rule)})
     copy(chosen.folder, stage.out)
 
-    schema = Schema.load(chosen.folder / "schema.json")
     test = Predictions.load(chosen.folder / "predictions" / "test.parquet", schema)
     values = evaluate_scores(schema, test.labels, test.scores, test.group)
     bounds = intervals(schema, test)
     stage.metrics(values, "test.")
     for name, bound in bounds.items():
         stage.metrics({f"{name}.low": bound.low, f"{name}.high": bound.high}, "test.")
-    stage.metrics({f"valid.{metric}": chosen.mean, f"valid.{metric}.sd": chosen.sd,
+    row = next(r for r in compared if r["chosen"])
+    stage.metrics({f"valid.{own.metric}": row["valid"], f"valid.{own.metric}.sd": row["valid_sd"],
                    **{cost: chosen.recorded[cost] for cost in COSTS}})
-    stage.figure(leaderboard_figure(candidates, metric))
+    stage.figure(model_figures.leaderboard([c.name for c in candidates], compared, own.metric, rule.subject))
+    stage.figure(model_figures.comparison(compared, rule.subject))
+    if gained:
+        stage.figure(model_figures.gains(gained, own.metric))
+    recorded = {c.name: c.recorded for c in candidates}
+    stage.figure(model_figures.calibrations(recorded))
+    if any(name.startswith("gates.") for metrics in recorded.values() for name in metrics):
+        stage.figure(model_figures.gate_use(recorded))
     stage.figure(model_figures.calibration(schema, test, f"Calibration of {chosen.name} on test"))
-    stage.figure(metrics_table(chosen, values, bounds))
+    stage.figure(model_figures.metrics_table(chosen.name, chosen.recorded, values, bounds))
     stage.facts |= {"schema_hash": schema.hash, "rows": len(test.row)}
 
 
@@ -96,62 +101,101 @@ def load(name: str, folder: Path, metric: str) -> Candidate:
     seeds = json.loads((folder / "seeds.json").read_text())
     recorded = json.loads((folder / "metrics.json").read_text())
     try:
-        values = tuple(mean_over_objectives(schema, s["metrics"], metric) for s in seeds)
+        values = {o.name: tuple(float(s["metrics"][f"{metric}.{o.name}@{ALL}"]) for s in seeds)
+                  for o in schema.objectives if o.kind == "binary"}
     except (KeyError, TypeError) as error:
         raise InputError("params.yaml", "select_model.metric", metric, f"undefined for {name}",
                          "choose another metric; gauc needs data.group and lists with both classes") from error
-    return Candidate(name, folder, values, recorded)
+    return Candidate(name, folder, recorded, Contender(
+        name, values, recorded["parameters"], recorded["flops"], model_and_balancer(name)[1] is not None))
 
 
-def choose(candidates: Sequence[Candidate], metric: str) -> tuple[Candidate, str]:
-    """The best mean; a model within the best one's standard deviation and with fewer parameters goes first, or, of
-    the same size, one whose losses are not balanced: a balancer costs time in every training to come.
+def resampled(schema: Schema, candidates: Sequence[Candidate], rule: Rule) -> dict[str, np.ndarray]:
+    """Model → the rule's subject on ``valid`` and on every resample of its groups, from the best seed's predictions.
 
-    Returns:
-        The chosen candidate and the reason in a sentence.
+    Raises:
+        InputError: two models were judged on different rows.
     """
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
-    best = max(candidates, key=lambda c: (sign * c.mean, -c.recorded["parameters"]))
-    tied = [c for c in candidates if sign * (best.mean - c.mean) <= best.sd]
-    chosen = min(tied, key=lambda c: (c.recorded["parameters"], c.recorded["flops"], c.balanced, -sign * c.mean))
-    if chosen is best:
-        return best, f"{best.name} has the best valid {metric}, {best.mean:.4f} ± {best.sd:.4f}"
-    advantage = "has fewer parameters" if chosen.recorded["parameters"] < best.recorded["parameters"] else (
-        "adds its losses up as they are" if best.balanced and not chosen.balanced else "is no dearer")
-    return chosen, (f"{chosen.name} (valid {metric} {chosen.mean:.4f}) is within one standard deviation "
-                    f"({best.sd:.4f}) of the best, {best.name} ({best.mean:.4f}), and {advantage}")
-
-
-def rows(candidates: Sequence[Candidate], chosen: Candidate, metric: str) -> list[dict[str, Any]]:
-    """The leaderboard's rows, best first."""
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
-    return [{"candidate": c.name, "kind": "model", "valid": c.mean, "valid_sd": c.sd, "seeds": len(c.values),
-             "chosen": c is chosen, **{cost: c.recorded[cost] for cost in COSTS},
-             **{k: v for k, v in c.recorded.items() if k.startswith("valid.")}}
-            for c in sorted(candidates, key=lambda c: -sign * c.mean)]
-
-
-def intervals(schema: Schema, table: Predictions) -> dict[str, metrics.Interval]:
-    """95 % intervals of ``auc.OBJECTIVE@SPACE`` by resampling groups: a user's rows are not independent.
-
-    Where the log has no groups, single rows are resampled.
-    """
-    _, unit = np.unique(table.group, return_inverse=True)
-    if not unit.any():
-        unit = np.arange(len(table.group))
-    bootstrap = metrics.Bootstrap(int(unit.max()) + 1)
-    found = {}
-    for name, score in table.scores.items():
-        objective, _, space = name.partition("@")
-        index = schema.objective_index(objective)
-        if schema.objectives[index].kind == "binary":
-            mask = space_mask(schema, table.labels, objective, space)
-            parts = metrics.auc_contributions(table.labels[mask, index], score[mask])
-            weight = np.bincount(unit[mask], minlength=unit.max() + 1)
-            total = np.bincount(unit[mask], parts, unit.max() + 1)
-            means = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
-            found[f"auc.{name}"] = metrics.interval(float(parts.mean()), bootstrap.means(means, weight))
+    subject = [rule.primary] if rule.primary else list(candidates[0].contender.values)
+    found: dict[str, np.ndarray] = {}
+    first: Predictions | None = None
+    for c in candidates:
+        table = Predictions.load(c.folder / "predictions" / "valid.parquet", schema)
+        if first is None:
+            first, resampler = table, Resampler(schema, table.group)
+        elif not np.array_equal(first.row, table.row):
+            raise InputError(c.folder / "predictions" / "valid.parquet", "row", f"{len(table.row)} rows",
+                             f"not the rows of {candidates[0].name}", f"run `dvc repro retrain@{c.name}` again")
+        found[c.name] = resampler.mean(table, [f"{name}@{ALL}" for name in subject], rule.metric)
     return found
+
+
+def rows(candidates: Sequence[Candidate], rule: Rule, choice: Choice, samples: Mapping[str, np.ndarray],
+         gained: Mapping[str, Mapping[str, tuple[float, float]]]) -> list[dict[str, Any]]:
+    """The leaderboard's rows, best first."""
+    found = []
+    for c in candidates:
+        values = rule.judged(c.contender)
+        own, apart = (Resampler.interval(v) for v in (samples[c.name], samples[c.name] - samples[choice.best]))
+        found.append({
+            "candidate": c.name, "kind": "model", "valid": float(values.mean()),
+            "valid_sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, "seeds": len(values),
+            "chosen": c.name == choice.name, "below_floor": dict(choice.broken[c.name]),
+            "best_seed": {"valid": own.mean, "low": own.low, "high": own.high},
+            "to_best": None if c.name == choice.best else {"valid": apart.mean, "low": apart.low, "high": apart.high},
+            "gain": {name: {"mean": mean, "sd": sd} for name, (mean, sd) in gained.get(c.name, {}).items()},
+            **{cost: c.recorded[cost] for cost in COSTS},
+            **{k: v for k, v in c.recorded.items() if k.startswith(("valid.", "gates."))}})
+    return sorted(found, key=lambda row: rule.behind(row["valid"], 0.0))
+
+
+def gains(schema: Schema, candidates: Sequence[Candidate], metric: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Multi-task gain: model → score → by how much it is better than the single-objective models, and its deviation.
+
+    "Progressive Layered Extraction (PLE)", RecSys 2020, equation 11: the difference of the metric, with its sign turned
+    where less is better. Binary scores are judged by ``metric``, regressions by XAUC. Empty without ``single``.
+    """
+    single = next((c for c in candidates if c.name == SINGLE), None)
+    if single is None:
+        return {}
+    kinds = {o.name: o.kind for o in schema.objectives}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for c in (c for c in candidates if c is not single):
+        found[c.name] = {}
+        for name in score_names(schema):
+            judge = metric if kinds[name.partition("@")[0]] == "binary" else "xauc"
+            key = f"valid.{judge}.{name}"
+            sign = 1.0 if HIGHER_IS_BETTER.get(judge, True) else -1.0
+            if c.recorded.get(key) is not None and single.recorded.get(key) is not None:
+                found[c.name][name] = (sign * (c.recorded[key] - single.recorded[key]),
+                                       float(np.hypot(c.recorded[f"{key}.sd"], single.recorded[f"{key}.sd"])))
+    return found
+
+
+def notes(candidates: Sequence[Candidate], gained: Mapping[str, Any]) -> list[str]:
+    """What a reader must know to compare the rows."""
+    found = []
+    if not gained:
+        why = (f"only {SINGLE} was trained" if any(c.name == SINGLE for c in candidates) else
+               f"retrain.models does not have {SINGLE}, the models of one objective each that it is measured against")
+        found.append(f"No multi-task gain: {why}.")
+    by_size = sorted(candidates, key=lambda c: c.recorded["parameters_other"])
+    small, large = by_size[0], by_size[-1]
+    sizes = [c.recorded["parameters_other"] for c in (small, large)]
+    if sizes[1] <= MATCHED * sizes[0]:
+        found.append("Parameters beside the embedding are matched: they differ by less than 5 %.")
+    else:
+        found.append(f"Parameters are not matched: beside the embedding from {sizes[0]:,.0f} ({small.name}) to "
+                     f"{sizes[1]:,.0f} ({large.name}), so that a difference may come of size.")
+    return found
+
+
+def intervals(schema: Schema, table: Predictions) -> dict[str, Interval]:
+    """95 % intervals of ``auc.OBJECTIVE@SPACE``, resampling whole groups."""
+    kinds = {o.name: o.kind for o in schema.objectives}
+    resampler = Resampler(schema, table.group)
+    return {f"auc.{name}": Resampler.interval(resampler.values(table, name, "auc"))
+            for name in table.scores if kinds[name.partition("@")[0]] == "binary"}
 
 
 def copy(source: Path, out: Path) -> None:
@@ -163,39 +207,9 @@ def copy(source: Path, out: Path) -> None:
             shutil.copyfile(source / name, out / name)
 
 
-def leaderboard_figure(candidates: Sequence[Candidate], metric: str) -> Figure:
-    """The choosing metric and its parts, per model."""
-    names = [c.name for c in candidates]
-    parts = [k.removeprefix("valid.") for k in candidates[0].recorded
-             if k.startswith(f"valid.{metric}.") and not k.endswith(".sd")]
-    series = [Series("mean of the binary objectives @all", names, [c.mean for c in candidates],
-                     error=[c.sd for c in candidates])]
-    for part in parts:
-        series.append(Series(part.removeprefix(f"{metric}."), names,
-                             [c.recorded[f"valid.{part}"] for c in candidates],
-                             error=[c.recorded[f"valid.{part}.sd"] for c in candidates]))
-    return Figure(id="leaderboard", title="Models on valid", kind="bar", x=Axis("model"), y=Axis(metric),
-                  series=series, caption="Bars are means over the seeds, whiskers one standard deviation.")
-
-
-def metrics_table(chosen: Candidate, values: dict[str, float], bounds: dict[str, metrics.Interval]) -> Figure:
-    """The winner's metrics with their sample spaces: valid (mean ± sd over seeds) beside test (best seed)."""
-    lines = []
-    for name in sorted(values, key=lambda n: (n.partition(".")[2], n)):
-        metric, _, scored = name.partition(".")
-        bound = bounds.get(name)
-        span = "" if bound is None else f"[{bound.low:.4f}, {bound.high:.4f}]"
-        lines.append([*scored.split("@"), metric, chosen.recorded[f"valid.{name}"],
-                      chosen.recorded[f"valid.{name}.sd"], values[name], span])
-    return Figure(id="metrics", title=f"Metrics of {chosen.name}", kind="table", values=lines,
-                  columns=["objective", "sample space", "metric", "valid", "sd over seeds", "test",
-                           "95 % interval"],
-                  caption="Test was read once, for this model alone. Intervals resample whole groups.")
-
-
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Write ``document`` as JSON."""
-    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+    """Write ``document`` as JSON, NaN and infinity as null."""
+    path.write_text(json.dumps(finite(document), indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,23 @@ class GateReport:
     sd: np.ndarray
     entropy: np.ndarray
     divergence: np.ndarray
+
+    @property
+    def used(self) -> np.ndarray:
+        """[K] number of experts that an objective uses over all rows: the exponential of the mean weights' entropy.
+
+        1 = one expert for everybody, E = all of them, be it mixed on every row or each on rows of its own.
+        """
+        return np.exp(_entropy(self.mean))
+
+    def values(self, objectives: Sequence[str]) -> dict[str, float]:
+        """As flat numbers: ``entropy.OBJECTIVE``, ``used.OBJECTIVE``, ``experts``, and the mean ``divergence``."""
+        found = {"experts": float(self.mean.shape[1])}
+        for name, entropy, used in zip(objectives, self.entropy, self.used, strict=True):
+            found |= {f"entropy.{name}": float(entropy), f"used.{name}": float(used)}
+        if len(objectives) > 1:
+            found["divergence"] = float(self.divergence[np.triu_indices(len(objectives), 1)].mean())
+        return found
 
 
 def gate_report(weights: np.ndarray) -> GateReport:

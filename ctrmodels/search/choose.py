@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ctrmodels.metrics import HIGHER_IS_BETTER
 from ctrmodels.search.run import Candidate
-
-HIGHER_IS_BETTER = {"auc": True, "gauc": True, "logloss": False}
 
 
 @dataclass(frozen=True)

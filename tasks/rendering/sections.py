@@ -123,9 +123,11 @@ def _search(evidence: Evidence, subject: str, title: str, lead: str) -> Section:
 
 
 def _models(evidence: Evidence) -> Section:
+    board = evidence.boards["select_model"]
     return Section("models", "Models", [
         Text("One model for all objectives, trained from scratch on the chosen architecture."),
-        leaderboard(evidence, "select_model"), Text(_rule(evidence.boards["select_model"]), quiet=True),
+        leaderboard(evidence, "select_model"), Text(_rule(board), quiet=True),
+        *(Text(note, quiet=True) for note in board["notes"]),
         *_told(evidence, "select_model", headings=False), *_told(evidence, "retrain", headings=True)])
 
 

@@ -61,7 +61,7 @@ class Figure:
         """Write ``folder/ID.json``, NaN and infinity as null; returns the path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.id}.json"
-        path.write_text(json.dumps(_finite(asdict(self)), indent=1, sort_keys=True) + "\n")
+        path.write_text(json.dumps(finite(asdict(self)), indent=1, sort_keys=True) + "\n")
         return path
 
     @classmethod
@@ -74,11 +74,12 @@ class Figure:
         return cls(**raw)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinity as null, numbers to ten digits after the point."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):

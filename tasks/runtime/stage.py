@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from ctrmodels.errors import InputError
 from tasks import config
 from tasks.runtime import manifest, tracking
-from tasks.runtime.figure import Figure, _finite
+from tasks.runtime.figure import Figure, finite
 
 EXIT_BAD_INPUT = 2
 log = logging.getLogger("ctrmodels")
@@ -110,7 +110,7 @@ class Stage:
 
     def _finish(self, started: float) -> None:
         (self.out / "metrics.json").write_text(
-            json.dumps(_finite(self._metrics), indent=1, sort_keys=True) + "\n")
+            json.dumps(finite(self._metrics), indent=1, sort_keys=True) + "\n")
         (self.out / "figures").mkdir(exist_ok=True)
         for figure in self._figures:
             figure.save(self.out / "figures")

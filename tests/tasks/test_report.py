@@ -209,7 +209,8 @@ def _models(root: Path, rng: np.random.Generator) -> None:
                [Series("like@all", np.linspace(.1, .9, 20).tolist(), np.linspace(.12, .88, 20).tolist()),
                 Series("love@all", np.linspace(.02, .6, 20).tolist(), np.linspace(.03, .57, 20).tolist()),
                 Series("perfect", [0, .9], [0, .9])])], 5.0, {
-        "leaderboard.json": {"metric": "auc", "rule": "best mean valid auc@all", "reason": reason, "rows": rows},
+        "leaderboard.json": {"metric": "auc", "rule": "best mean valid auc@all", "reason": reason, "rows": rows,
+                             "notes": ["No multi-task gain: retrain.models does not have single."]},
         "choice.json": {"candidate": "esmm", "reason": reason}})
 
 

@@ -1,26 +1,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import planted_workspace as workspace
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ctrmodels.data.schema import Field, Objective, Schema
+from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask import load_model
+from ctrmodels.multitask.choice import Contender
 from ctrmodels.multitask.predictions import Predictions
-from tasks import select_model
+from tasks import config, model_figures, select_model
+from tasks.runtime import manifest
 from tasks.runtime.figure import Figure
-from tasks.select_model import Candidate, choose, intervals
-
-
-def candidate(name: str, values: tuple[float, ...], parameters: int, flops: int = 1) -> Candidate:
-    return Candidate(name, Path(name), values, {"parameters": parameters, "flops": flops})
+from tasks.select_model import Candidate
 
 
 @pytest.fixture(scope="module")
@@ -43,42 +42,6 @@ def out(root: Path) -> Path:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-def test_the_best_mean_wins_when_nothing_is_within_its_spread() -> None:
-    best, cheap = candidate("mmoe", (0.800, 0.802), 100), candidate("esmm", (0.790, 0.792), 10)
-    found, reason = choose([cheap, best], "auc")
-    assert found is best and reason == "mmoe has the best valid auc, 0.8010 ± 0.0014"
-
-
-def test_a_tie_inside_the_seeds_spread_goes_to_fewer_parameters() -> None:
-    best, cheap = candidate("mmoe", (0.80, 0.82), 100), candidate("esmm", (0.80, 0.80), 10)
-    found, reason = choose([best, cheap], "auc")
-    assert found is cheap and "within one standard deviation (0.0141) of the best, mmoe" in reason
-
-
-def test_a_tie_does_not_go_to_a_dearer_model() -> None:
-    best, dear = candidate("esmm", (0.80, 0.82), 10), candidate("mmoe", (0.80, 0.80), 100)
-    assert choose([dear, best], "auc")[0] is best
-
-
-def test_a_tie_between_balancers_of_one_model_goes_to_the_plain_sum() -> None:
-    best, plain = candidate("mmoe-pcgrad", (0.80, 0.82), 100), candidate("mmoe", (0.80, 0.80), 100)
-    found, reason = choose([best, plain], "auc")
-    assert found is plain and "the best, mmoe-pcgrad (0.8100), and adds its losses up as they are" in reason
-    clear = candidate("mmoe-pcgrad", (0.82, 0.82), 100)
-    assert choose([plain, clear], "auc")[0] is clear
-
-
-def test_one_seed_has_no_spread_and_only_equal_means_tie() -> None:
-    best, near = candidate("mmoe", (0.8001,), 100), candidate("esmm", (0.8,), 10)
-    assert choose([best, near], "auc")[0] is best
-    assert choose([candidate("mmoe", (0.8,), 100), near], "auc")[0] is near
-
-
-def test_of_logloss_less_is_better() -> None:
-    low, high = candidate("mmoe", (0.3, 0.3), 100), candidate("esmm", (0.4, 0.4), 10)
-    assert choose([high, low], "logloss")[0] is low
 
 
 def test_leaderboard_and_choice_say_what_was_compared_and_why(chosen: Path) -> None:
@@ -128,13 +91,14 @@ def test_test_is_read_once_and_for_the_winner_alone(chosen: Path, monkeypatch: p
     monkeypatch.setattr(select_model.Predictions, "load", load)
     before = workspace.contents(out(chosen))
     workspace.run_select(chosen)
-    assert read_files == [(read(out(chosen) / "choice.json")["candidate"], "test.parquet")]
+    assert read_files == [*((name, "valid.parquet") for name in workspace.MODELS),
+                          (read(out(chosen) / "choice.json")["candidate"], "test.parquet")]
     assert workspace.contents(out(chosen)) == before
 
 
 def test_figures_show_the_comparison_the_calibration_and_the_metrics_with_their_spaces(chosen: Path) -> None:
     figures = {p.stem: Figure.load(p) for p in (out(chosen) / "figures").glob("*.json")}
-    assert set(figures) == {"leaderboard", "calibration", "metrics"}
+    assert set(figures) == {"leaderboard", "comparison", "calibrations", "gate_use", "calibration", "metrics"}
     assert {s.name for s in figures["leaderboard"].series} == {
         "mean of the binary objectives @all", "click@all", "conversion@all", "conversion@click"}
     spaces = {(row[0], row[1]) for row in figures["metrics"].values}
@@ -155,19 +119,162 @@ def test_a_metric_that_the_log_does_not_allow_is_refused(chosen: Path, tmp_path:
         select_model.load("esmm", folder, "gauc")
 
 
-def test_intervals_widen_when_rows_come_in_groups() -> None:
-    """Twenty copies of each row by one user are no more evidence than the row."""
-    rng = np.random.default_rng(0)
-    schema = Schema((Field("user", "categorical", 3),), (Objective("click"),), {}, "v", "r")
-    label = (rng.random(200) < 0.4).astype(np.float32)
-    score = (label + rng.normal(0, 1.5, 200)).astype(np.float32)
-    copied = np.repeat(np.arange(200), 20)
+def test_every_model_has_an_interval_and_a_paired_difference_to_the_best(chosen: Path) -> None:
+    rows = read(out(chosen) / "leaderboard.json")["rows"]
+    assert [row["to_best"] is None for row in rows] == [True, False, False]
+    for row in rows:
+        own = row["best_seed"]
+        assert own["low"] < own["valid"] < own["high"]
+        seeds = read(chosen / "outputs" / "retrain" / row["candidate"] / "seeds.json")
+        means = [(s["metrics"]["auc.click@all"] + s["metrics"]["auc.conversion@all"]) / 2 for s in seeds]
+        assert own["valid"] == pytest.approx(max(means), abs=1e-6)
+    for row in rows[1:]:
+        apart, own = row["to_best"], row["best_seed"]
+        assert apart["valid"] == pytest.approx(own["valid"] - rows[0]["best_seed"]["valid"])
+        assert apart["low"] < apart["valid"] < apart["high"]
+    table = Figure.load(out(chosen) / "figures" / "comparison.json")
+    assert [line[0] for line in table.values] == [row["candidate"] for row in rows]
+    assert [line[5] for line in table.values].count("the best") == 1
 
-    def width(group: np.ndarray) -> float:
-        zeros = np.zeros(len(copied), np.int32)
-        table = Predictions(zeros, group, zeros, label[copied, None], {"click@all": score[copied]})
-        found = intervals(schema, table)["auc.click@all"]
-        assert found.low < found.mean < found.high
-        return found.high - found.low
 
-    assert width(copied) > 3 * width(np.zeros(len(copied), np.int64))
+def test_calibration_of_every_model_objective_and_space(chosen: Path) -> None:
+    lines = Figure.load(out(chosen) / "figures" / "calibrations.json").values
+    assert [line[:3] for line in lines] == [
+        [model, *name] for model in workspace.MODELS
+        for name in (("click", "all"), ("conversion", "all"), ("conversion", "click"))]
+    recorded = read(chosen / "outputs" / "retrain" / "esmm" / "metrics.json")
+    found = next(line for line in lines if line[:3] == ["esmm", "conversion", "click"])
+    assert found[3:] == [recorded[f"valid.{metric}.conversion@click{sd}"]
+                         for metric in ("calibration", "ece") for sd in ("", ".sd")]
+
+
+def test_use_of_the_experts_of_gated_models_alone(chosen: Path) -> None:
+    lines = Figure.load(out(chosen) / "figures" / "gate_use.json").values
+    assert [line[:3] for line in lines] == [["mmoe", "click", 3], ["mmoe", "conversion", 3]]
+    for _, _, experts, used, entropy, divergence in lines:
+        assert 1 <= used <= experts and 0 <= entropy <= 1 and divergence >= 0
+
+
+def test_without_single_the_multi_task_gain_is_absent_and_says_why(chosen: Path) -> None:
+    board = read(out(chosen) / "leaderboard.json")
+    assert any("retrain.models does not have single" in note for note in board["notes"])
+    assert all(row["gain"] == {} for row in board["rows"])
+
+
+def candidate(name: str, recorded: dict[str, float], size: float = 100) -> Candidate:
+    spread = {f"{key}.sd": 0.003 for key in recorded}
+    return Candidate(name, Path(name), {**recorded, **spread, "parameters_other": size},
+                     Contender(name, {"click": (0.8,)}, size, 1))
+
+
+def test_the_gain_is_against_single_per_score_and_less_logloss_is_a_gain(chosen: Path) -> None:
+    schema = Schema.load(out(chosen) / "schema.json")
+    single = candidate("single", {"valid.auc.click@all": 0.70, "valid.auc.conversion@click": 0.60,
+                                  "valid.logloss.click@all": 0.50})
+    model = candidate("mmoe", {"valid.auc.click@all": 0.72, "valid.auc.conversion@click": 0.59,
+                               "valid.auc.conversion@all": 0.8, "valid.logloss.click@all": 0.48})
+    sd = pytest.approx(0.003 * 2 ** 0.5)
+    found = select_model.gains(schema, [single, model], "auc")
+    assert found == {"mmoe": {"click@all": (pytest.approx(0.02), sd), "conversion@click": (pytest.approx(-0.01), sd)}}
+    assert select_model.gains(schema, [single, model], "logloss") == {
+        "mmoe": {"click@all": (pytest.approx(0.02), sd)}}
+    figure = model_figures.gains(found, "auc")
+    assert [(s.name, list(s.x)) for s in figure.series] == [("click@all", ["mmoe"]), ("conversion@click", ["mmoe"])]
+    assert not any("gain" in note for note in select_model.notes([single, model], found))
+    assert "only single was trained" in select_model.notes([single], {})[0]
+
+
+def test_parameters_are_matched_or_the_difference_is_told() -> None:
+    close = [candidate("a", {}, 100), candidate("b", {}, 104)]
+    assert select_model.notes(close, {"b": {}})[-1].startswith("Parameters beside the embedding are matched")
+    far = [candidate("a", {}, 1000), candidate("b", {}, 104)]
+    assert "from 104 (b) to 1,000 (a)" in select_model.notes(far, {"b": {}})[-1]
+
+
+def obeys_floors(root: Path) -> None:
+    """A primary that one model is best in, and a floor of the other objective that this model does not keep."""
+    board = read(out(root) / "leaderboard.json")
+    best = {o: max(row[f"valid.auc.{o}@all"] for row in board["rows"]) for o in ("click", "conversion")}
+    floor = board_floor(board, best)
+    chosen = next(row for row in board["rows"] if row["chosen"])
+    assert best["conversion"] - chosen["valid.auc.conversion@all"] <= floor
+    outside = [r["candidate"] for r in board["rows"] if best["conversion"] - r["valid.auc.conversion@all"] > floor]
+    assert outside and {r["candidate"] for r in board["rows"] if r["below_floor"]} == set(outside)
+    assert all(name in board["reason"] for name in outside)
+
+
+def board_floor(board: Any, best: dict[str, float]) -> float:
+    """Half-way between the second best and the worst model's distance to the best in conversions."""
+    behind = sorted(best["conversion"] - row["valid.auc.conversion@all"] for row in board["rows"])
+    return (behind[1] + behind[2]) / 2
+
+
+@pytest.fixture
+def floored(chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
+    """A copy of the workspace, and params that make the model that is worst in conversions the primary's best."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    shutil.copytree(chosen / "outputs", tmp_path / "outputs")
+    board = read(out(chosen) / "leaderboard.json")
+    best = {"conversion": max(row["valid.auc.conversion@all"] for row in board["rows"])}
+    worst = min(board["rows"], key=lambda row: row["valid.auc.conversion@all"])["candidate"]
+    folder = tmp_path / "outputs" / "retrain" / worst
+    seeds = read(folder / "seeds.json")
+    for seed in seeds:
+        seed["metrics"]["auc.click@all"] = 0.999
+    (folder / "seeds.json").write_text(json.dumps(seeds))
+    (folder / "MANIFEST.json").unlink()
+    manifest.write(folder)
+    return tmp_path, workspace.raw_params(select_model={"primary": "click", "floors": {
+        "conversion": board_floor(board, best)}})
+
+
+def test_the_stage_obeys_primary_and_floors(floored: tuple[Path, dict[str, Any]]) -> None:
+    root, raw = floored
+    workspace.run_select(root, raw)
+    obeys_floors(root)
+    board = read(out(root) / "leaderboard.json")
+    assert "auc of click" in board["rule"] and "conversion at most" in board["rule"]
+    assert board["rows"][0]["below_floor"] and not board["rows"][0]["chosen"]
+    leaderboard = Figure.load(out(root) / "figures" / "leaderboard.json")
+    assert leaderboard.series[0].name == "click, which decides"
+
+
+def test_a_rule_that_forgets_the_floors_fails_that_test(floored: tuple[Path, dict[str, Any]],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    root, raw = floored
+    real = select_model.Rule
+    monkeypatch.setattr(select_model, "Rule", lambda metric, primary, floors: real(metric, primary))
+    workspace.run_select(root, raw)
+    with pytest.raises(AssertionError):
+        obeys_floors(root)
+
+
+def test_floors_that_no_model_keeps_are_refused_with_the_remedy(floored: tuple[Path, dict[str, Any]]) -> None:
+    root, raw = floored
+    raw["select_model"] = {"floors": {"click": 0.0, "conversion": 0.0}}
+    with pytest.raises(InputError, match=r"select_model\.floors.*no model keeps all floors.*allow more"):
+        workspace.run_select(root, raw)
+
+
+@pytest.mark.parametrize(("section", "message"), [
+    ({"primary": "buy"}, "select_model.primary = 'buy' is not a binary objective"),
+    ({"floors": {"buy": 0.1}}, "select_model.floors = 'buy' is not a binary objective"),
+    ({"primary": "click", "floors": {"click": 0.1}}, "the primary, which is maximised"),
+    ({"floors": {"click": -0.1}}, "greater than or equal to 0"),
+    ({"floor": {"click": 0.1}}, "unknown key"),
+])
+def test_bad_settings_are_refused_when_params_are_read(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config.parse(workspace.raw_params(select_model=section), "params.yaml")
+
+
+def test_models_judged_on_different_rows_are_refused(floored: tuple[Path, dict[str, Any]]) -> None:
+    root, _ = floored
+    folder = root / "outputs" / "retrain" / "mmoe"
+    schema = Schema.load(folder / "schema.json")
+    table = Predictions.load(folder / "predictions" / "valid.parquet", schema)
+    replace(table, row=table.row[::-1].copy()).save(folder / "predictions" / "valid.parquet", schema)
+    (folder / "MANIFEST.json").unlink()
+    manifest.write(folder)
+    with pytest.raises(InputError, match=r"not the rows of shared_bottom.*retrain@mmoe"):
+        workspace.run_select(root)

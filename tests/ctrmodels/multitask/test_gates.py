@@ -33,3 +33,15 @@ def test_divergence_compares_gates_row_by_row_not_their_means() -> None:
     report = gate_report(weights)
     np.testing.assert_allclose(report.mean, 0.5)
     assert report.divergence[0, 1] == pytest.approx(np.log(2))
+
+
+def test_experts_that_serve_some_rows_each_are_all_used_though_no_row_mixes_them() -> None:
+    weights = np.zeros((8, 2, 4))
+    weights[np.arange(8), 0, np.arange(8) % 4] = 1.0
+    weights[:, 1, 2] = 1.0
+    report = gate_report(weights)
+    np.testing.assert_allclose(report.used, [4.0, 1.0])
+    found = report.values(["click", "buy"])
+    assert found["experts"] == 4 and found["used.click"] == pytest.approx(4) and found["entropy.click"] == 0
+    assert found["divergence"] == pytest.approx(report.divergence[0, 1])
+    assert "divergence" not in gate_report(weights[:, :1]).values(["click"])

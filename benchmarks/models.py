@@ -1,0 +1,161 @@
+"""Every multi-objective model on one encoded log with one recipe, over seeds.
+
+    python -m benchmarks.models --encoded outputs/encode --params presets/census-income.yaml --results /tmp/census
+
+The recipe is what a params.yaml says of ``training`` and ``retrain``; the architecture is the dense one without
+interactions, so that models differ and nothing else. Learns from train and arch, stops by valid, and reports test.
+Every finished training is kept as ``RESULTS/MODEL/seed=N.json`` and not repeated, so that models and seeds can be
+added later; remove the file of a model whose code has changed. Last comes ``RESULTS/table.md``, also printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctrmodels.archspec import ArchSpec
+from ctrmodels.data import Dataset, Schema
+from ctrmodels.errors import InputError
+from ctrmodels.multitask import MODELS, build_model
+from ctrmodels.multitask.evaluation import evaluate_scores
+from ctrmodels.multitask.train import train
+from ctrmodels.training import predict, run_trials, seed_everything
+from tasks import config
+from tasks.config import Params
+from tasks.retrain import LEARNS_FROM, model_config
+from tasks.training import train_config
+
+DECIDING = {"binary": "auc", "regression": "xauc"}
+JUDGED = ("valid", "test")
+
+
+def train_one(encoded: Path, params: Params, name: str, seed: int, out: Path) -> None:
+    """One training, written to ``out`` when it has ended."""
+    data = Dataset(encoded, (*LEARNS_FROM, *JUDGED))
+    seed_everything(seed)
+    model = build_model(name, data.schema, dense(data.schema, params), model_config(params, name))
+    began = time.perf_counter()
+    fitted = train(model, data.role(*LEARNS_FROM), data.role("valid"), train_config(params.training, seed))
+    cost = model.cost()
+    found = {"recipe": recipe(params, name), "log": data.schema.hash, "seconds": round(time.perf_counter() - began, 1),
+             "epochs": len(fitted.history), "best_epoch": fitted.best_epoch, **asdict(cost)}
+    for role in JUDGED:
+        rows = data.role(role)
+        found[role] = evaluate_scores(data.schema, rows.labels, predict(model, rows), rows.group)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    partial.replace(out)
+    print(f"{name} seed {seed}: {found['seconds']:.0f} s, {found['epochs']} epochs", flush=True)
+
+
+def dense(schema: Schema, params: Params) -> ArchSpec:
+    """The architecture of all models: every field at full width, no interactions."""
+    return ArchSpec.dense(schema, params.training.embedding_dim)
+
+
+def recipe(params: Params, name: str) -> dict[str, Any]:
+    """All settings of a training but its seed, as JSON would give them back."""
+    training = asdict(train_config(params.training, 0))
+    del training["seed"]
+    settings = {"embedding_dim": params.training.embedding_dim, **training, **asdict(model_config(params, name))}
+    found: dict[str, Any] = json.loads(json.dumps(settings))
+    return found
+
+
+def read(path: Path, schema: Schema, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished training. Settings that did not exist when it was made are not held against it.
+
+    Raises:
+        InputError: it is of another log, or by another recipe.
+    """
+    found: dict[str, Any] = json.loads(path.read_text())
+    remedy = "give another --results folder, or remove it"
+    if found["log"] != schema.hash:
+        raise InputError(path, "log", found["log"], f"the log is {schema.hash}", remedy)
+    for key, value in found["recipe"].items():
+        if wanted.get(key) != value:
+            raise InputError(path, key, value, f"the recipe says {wanted.get(key)!r}", remedy)
+    return found
+
+
+def possible(names: Sequence[str], schema: Schema, params: Params) -> tuple[list[str], dict[str, str]]:
+    """The models that can be built on the log, and why the others cannot."""
+    able, reasons = [], {}
+    for name in names:
+        try:
+            build_model(name, schema, dense(schema, params), model_config(params, name))
+            able.append(name)
+        except InputError as error:
+            reasons[name] = f"{error.problem} ({error.remedy})"
+    return able, reasons
+
+
+def tables(schema: Schema, found: Mapping[str, Sequence[Mapping[str, Any]]], reasons: Mapping[str, str],
+           role: str = "test") -> str:
+    """Markdown: an overview, then every metric of every score."""
+    scores = list(dict.fromkeys(key.partition(".")[2] for runs in found.values() for key in runs[0][role]))
+    kinds = {o.name: o.kind for o in schema.objectives}
+    deciding = [f"{DECIDING[kinds[score.partition('@')[0]]]}.{score}" for score in scores]
+    lines = [f"| model | seeds | parameters | beside embedding | s per seed | {' | '.join(deciding)} |",
+             "|-" * (5 + len(deciding)) + "|"]
+    for name, runs in found.items():
+        first = runs[0]
+        parameters = first["parameters_embedding"] + first["parameters_other"]
+        seconds = np.mean([r["seconds"] for r in runs])
+        cells = [name, str(len(runs)), f"{parameters:,}", f"{first['parameters_other']:,}", f"{seconds:.0f}"]
+        lines.append(f"| {' | '.join([*cells, *(spread(runs, role, key) for key in deciding)])} |")
+    lines += [f"| {name} | not possible: {reason} |{' |' * (3 + len(deciding))}" for name, reason in reasons.items()]
+    means = {key: [float(np.mean([r[role][key] for r in runs])) for runs in found.values()] for key in deciding}
+    apart = ", ".join(f"{key} {max(values) - min(values):.4f}" for key, values in means.items())
+    lines += ["", f"Mean over the seeds on {role}, ± one standard deviation.", "",
+              f"Distance from the best to the worst model: {apart}."]
+    for score in scores:
+        names = [key.partition(".")[0] for key in next(iter(found.values()))[0][role]
+                 if key.partition(".")[2] == score]
+        lines += ["", f"**{score}**", "", f"| model | {' | '.join(names)} |", "|-" * (1 + len(names)) + "|"]
+        lines += [f"| {model} | {' | '.join(spread(runs, role, f'{name}.{score}') for name in names)} |"
+                  for model, runs in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+def spread(runs: Sequence[Mapping[str, Any]], role: str, key: str) -> str:
+    """Mean and standard deviation over the seeds, four significant places after the point."""
+    values = [r[role][key] for r in runs]
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Train what is missing, then write and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoded", type=Path, required=True, help="output folder of the stage encode")
+    parser.add_argument("--params", type=Path, required=True, help="a params.yaml, for the recipe")
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="trainings side by side, one thread each")
+    arguments = parser.parse_args()
+    params, schema = config.load(arguments.params), Schema.load(arguments.encoded / "schema.json")
+    able, reasons = possible(arguments.models, schema, params)
+    paths = {name: [arguments.results / name / f"seed={seed}.json" for seed in range(arguments.seeds)] for name in able}
+    for name in able:  # before anything is trained
+        for path in filter(Path.is_file, paths[name]):
+            read(path, schema, recipe(params, name))
+    run_trials(train_one, [
+        {"encoded": arguments.encoded, "params": params, "name": name, "seed": seed, "out": path}
+        for name in able for seed, path in enumerate(paths[name]) if not path.is_file()], arguments.workers)
+    found = {name: [read(path, schema, recipe(params, name)) for path in paths[name]] for name in able}
+    text = tables(schema, found, reasons)
+    (arguments.results / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
