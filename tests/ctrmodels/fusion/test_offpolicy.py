@@ -262,8 +262,9 @@ def test_positions_that_are_no_numbering_of_the_list_are_refused(position: list[
         ItemPosition(np.array([0, 0, 1, 1]), np.array(position))
 
 
-def judge_funnel(funnel: Funnel, fused: np.ndarray, kind: type[OffPolicy] = OffPolicy) -> dict[str, Estimate]:
-    log = kind(funnel.reward, funnel.propensity, funnel.user, replicates=400)
+def judge_funnel(funnel: Funnel, fused: np.ndarray, kind: type[OffPolicy] = OffPolicy,
+                 floor: float = 1000) -> dict[str, Estimate]:
+    log = kind(funnel.reward, funnel.propensity, funnel.user, floor=floor, replicates=400)
     order = ItemPosition(funnel.request, funnel.position)
     target, model, seen = order.target(fused), funnel.crude_model(), funnel.position**-0.5
     return {"ips": log.ips(target), "snips": log.snips(target), "doubly_robust": log.doubly_robust(
@@ -301,9 +302,9 @@ def covered_recommendations(kind: type[OffPolicy]) -> dict[str, float]:
         funnel = Funnel.generate(50_000, seed)
         tuning = funnel.user % 2 == 0
         part, report = funnel.take(tuning), funnel.take(~tuning)
-        chosen = max(TRIED, key=lambda w: judge_funnel(part, part.fuse(*w))["snips"].value.mean)
+        chosen = max(TRIED, key=lambda w: judge_funnel(part, part.fuse(*w), floor=500)["snips"].value.mean)
         fused = report.fuse(*chosen)
-        return report.true_value(fused), judge_funnel(report, fused, kind)
+        return report.true_value(fused), judge_funnel(report, fused, kind, floor=500)
     return coverage(run)
 
 
