@@ -147,6 +147,7 @@ class PopularityMixture(RowEmbedding):
         of = [sides.index(f.side) if takes else -1 for f, takes in zip(spaces, self.taking, strict=True)]
         self.register_buffer("side_of", torch.tensor(of), persistent=False)
         counted = [True] * len(schema.id_fields) + [f.of is None for f in schema.sequence_fields]
+        self.all_counted = all(counted)
         self.register_buffer("counted", torch.tensor(counted, dtype=torch.int32), persistent=False)
         self.register_buffer("occurrences", torch.zeros(schema.total_vocab, dtype=torch.int32))
         self.register_buffer("last_alpha", torch.zeros(schema.total_vocab, n))
@@ -201,6 +202,9 @@ class PopularityMixture(RowEmbedding):
         """
         touched = self.touched(lookup)
         rows, bags = touched.rows, touched.segments.bags
+        if not self.context and self.all_counted:
+            self.occurrences.index_add_(0, rows, touched.counts.int())
+            return
         of_lookup = torch.repeat_interleave(touched.counts.long(), output_size=touched.n)
         if self.context:
             self.last_alpha.index_copy_(0, rows, self.alphas(rows, touched.spaces))

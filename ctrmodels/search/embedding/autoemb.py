@@ -18,6 +18,7 @@ from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.data.stream import stream
 from ctrmodels.nn.losses import known_cross_entropy
+from ctrmodels.nn.table import Lookup
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.embedding.rules import by_space, check_widths
 from ctrmodels.search.popularity import PopularityMixture, bucket
@@ -216,7 +217,7 @@ class StreamingAutoEmb:
         parts = unflatten(state)
         Optimisers([self.architecture]).load(parts["architecture"])
         self.decisions, self.scores, self.labels = int(state["decisions"]), [state["scores"]], [state["labels"]]
-        self.waiting = None
+        self.waiting = self.reader.lookup = None
         if "losses" in state:
             device = self.trainer.device
             batch = Batch(state["ids"], state["numeric"], dict(parts["sequence"]), state["label"], state["position"])
@@ -228,7 +229,8 @@ class StreamingAutoEmb:
             batch, losses = self.waiting
             if self.settings.decide_on == "previous":
                 self._decide(batch)
-            self.embedding.observe(self.network.encoder.layout(batch), losses)
+            lookup = self.reader.lookup  # the last pass was over this batch, unless a checkpoint brought it
+            self.embedding.observe(self.network.encoder.layout(batch) if lookup is None else lookup, losses)
             self.waiting = None
 
     def _decide(self, batch: Batch) -> Tensor | None:
@@ -245,7 +247,7 @@ class StreamingAutoEmb:
 
 
 class _Reader(nn.Module):
-    """A network whose loss leaves the [B] logits that it is the loss of.
+    """A network whose loss leaves the [B] logits that it is the loss of, and the look-ups of the batch.
 
     A prediction is the first pass over a batch, which comes before anything has learnt from its labels: it costs
     nothing beyond the learning. As this is a pass of training, the statistics are those of the batch's own features.
@@ -255,11 +257,13 @@ class _Reader(nn.Module):
         super().__init__()
         self.network = network
         self.logit = torch.empty(0)
+        self.lookup: Lookup | None = None
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
-        logit = self.network(batch)
-        self.logit = logit.detach()
+        encoded = self.network.encoder(batch)
+        logit = self.network.score(encoded).float()
+        self.logit, self.lookup = logit.detach(), encoded.lookup
         return known_cross_entropy(logit, batch.labels[:, self.network.column])
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:
