@@ -54,7 +54,7 @@ class MultiObjectiveModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """One output per objective [B, K]: a logit, or a standardised logarithm for a regression."""
-        return self._outputs(self.encoder(batch))
+        return self.outputs(self.encoder(batch))
 
     def loss(self, batch: Batch) -> Tensor:
         """Weighted sum of the objectives' losses, each a mean over its own rows, plus auxiliary ones and the
@@ -64,7 +64,7 @@ class MultiObjectiveModel(nn.Module):
             scalar.
         """
         encoded = self.encoder(batch)
-        outputs = self._outputs(encoded)
+        outputs = self.outputs(encoded)
         if self.side is not None:
             outputs = outputs + self.side(batch)
         total = encoded.penalty
@@ -104,13 +104,27 @@ class MultiObjectiveModel(nn.Module):
         ``OBJECTIVE@all`` is the probability of the joint event, or the expected value counting 0 where the
         parent does not happen; ``OBJECTIVE@PARENT`` is conditional on the parent.
         """
-        heads = self._heads(self(batch))
+        return self.scores(self(batch))
+
+    def scores(self, outputs: Tensor) -> dict[str, Tensor]:
+        """:meth:`predict` from outputs [B, K]."""
+        heads = self._heads(outputs)
         scores = {name: log_p.exp() for name, log_p in self.chain.log_probabilities(heads).items()}
         for o in self.regressions:
             value = scores[f"{o.name}@{o.space}"] = self._target(o.name).expected(heads[o.name])
             if o.after is not None:
                 scores[f"{o.name}@{ALL}"] = scores[f"{o.after}@{ALL}"] * value
         return scores
+
+    def outputs(self, encoded: Encoded, representations: list[Tensor] | None = None) -> Tensor:
+        """:meth:`forward` of encoded rows, and of K ``representations`` [B, H] if the trunk has given them already."""
+        if representations is None:
+            representations = self.trunk.represent(encoded)
+        if self.transfer is not None:
+            representations = self.transfer(representations)
+        deep = [tower(h) for tower, h in zip(self.towers, representations, strict=True)]  # K × [B, 1]
+        # Losses and chains are computed in float32, whatever the network's own precision.
+        return (torch.cat(deep, dim=1) + self.wide(encoded)).float()
 
     def gates(self, batch: Batch) -> Tensor | None:
         """Mixing weights [B, K, E] of a gated trunk, ``None`` for others."""
@@ -152,14 +166,6 @@ class MultiObjectiveModel(nn.Module):
         for o in self.regressions:
             mask, values = self._values(o, labels)
             self._target(o.name).fit_smearing(outputs[mask, self.names.index(o.name)], values)
-
-    def _outputs(self, encoded: Encoded) -> Tensor:
-        representations = self.trunk.represent(encoded)  # K × [B, H]
-        if self.transfer is not None:
-            representations = self.transfer(representations)
-        deep = [tower(h) for tower, h in zip(self.towers, representations, strict=True)]  # K × [B, 1]
-        # Losses and chains are computed in float32, whatever the network's own precision.
-        return (torch.cat(deep, dim=1) + self.wide(encoded)).float()
 
     def _heads(self, outputs: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, outputs.unbind(dim=1), strict=True))
