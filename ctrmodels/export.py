@@ -18,7 +18,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from types import MappingProxyType, ModuleType
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from ctrmodels.errors import InputError
 from ctrmodels.fusion.graph import FusedGraph
 from ctrmodels.fusion.spec import FusionSpec
 from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.spaces import score_names
+from ctrmodels.multitask.split import ItemHalf, UserHalf
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import FeatureEncoder
 from ctrmodels.nn.packed import PackedTable
@@ -39,6 +42,7 @@ from ctrmodels.training.checkpoint import digest_of
 from ctrmodels.zoo.base import CTRModel
 
 Model = CTRModel | MultiObjectiveModel
+M = TypeVar("M", CTRModel, MultiObjectiveModel)
 TOLERANCE = 1e-5  # absolute, and relative for scores beyond 1
 FUSED_TOLERANCE = 1e-6  # of the fused score given the exported scores, absolute and relative
 CHECKED_ROWS = 64
@@ -67,29 +71,51 @@ def export_onnx(model: Model, schema: Schema, folder: Path, fusion: FusionSpec |
         InputError: the folder is not empty, a package is not installed, the scores differ, or the fusion was
             fitted for another model or fuses what is no score of this one.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise InputError("export_onnx", "package", package, "not installed", "pip install 'ctrmodels[export]'")
-    from ctrmodels import serving  # onnxruntime comes with an extra, and export_package does without it
-
+    serving = _serving()
     rows = _random_rows(schema)
     expected = _scores(model, rows)
     if fusion is not None:
         _check_fusion(fusion, model, list(expected))
     outputs = list(expected) if fusion is None else [*expected, FUSED]
     with _appearing(folder) as partial, _quiet():
-        onnx = torch.onnx.export(_program(model, rows, fusion), input_names=list(rows), output_names=outputs,
-                                 verbose=False)
-        assert onnx is not None
-        onnx.save(partial / "model.onnx")
-        _describe(partial, schema, outputs)
-        shutil.copyfile(serving.__file__, partial / "serving.py")
+        _save_onnx(partial, schema, _program(model, rows, fusion), list(rows), dict.fromkeys(outputs, ()))
         found = serving.Scorer(partial).score(rows["ids"], rows["numeric"], _sequences(rows))
         _compare(folder, found, expected, TOLERANCE)
         if fusion is not None:  # from the file's own scores, whose small errors a logarithm may magnify
             scores = {name: found[name] for name in expected}
             fused = fusion.score(scores, np.zeros(CHECKED_ROWS, int), fingerprint(model))
             _compare(folder, found, {FUSED: fused}, FUSED_TOLERANCE)
+
+
+def export_split(model: MultiObjectiveModel, schema: Schema, folder: Path) -> None:
+    """Write the two halves of a model whose user is computed once per request, each as :func:`export_onnx` does.
+
+    ``Scorer(folder / "user").score(ids, numeric, sequences)`` of the fields without ``side: item``, a row per request,
+    gives the state, ``state.user`` in it being the representation; ``Scorer(folder / "items").score(ids, numeric,
+    sequences, state)`` of the item's fields, a row per item, gives the scores of the request whose state it is.
+
+    Raises:
+        InputError: the model has no such halves, the folder is not empty, a package is not installed, or the scores
+            differ from those of the whole model.
+    """
+    serving, served = _serving(), _packed(model)
+    user, items = UserHalf(served, schema), ItemHalf(served, schema)
+    of_user, of_items, batch = _random_rows(user.schema), _random_rows(items.schema), {0: torch.export.Dim("batch")}
+    one = {name: values[-1:] for name, values in of_user.items()}
+    with torch.no_grad():
+        state = user.eval()(*_arguments(one))
+    static = dict.fromkeys(state)
+    with _appearing(folder) as partial, _quiet():
+        _save_onnx(partial / "user", user.schema, _exported(user, _arguments(of_user), (
+            batch, batch, dict.fromkeys(_sequences(of_user), batch))), list(of_user),
+            {name: tuple(values.shape[1:]) for name, values in state.items()})
+        _save_onnx(partial / "items", items.schema, _exported(items.eval(), (state, *_arguments(of_items)), (
+            static, batch, batch, dict.fromkeys(_sequences(of_items), batch))), [*state, *of_items],
+            dict.fromkeys(score_names(schema), ()), {name: tuple(values.shape) for name, values in state.items()})
+        given = serving.Scorer(partial / "user").score(one["ids"], one["numeric"], _sequences(one))
+        scorer = serving.Scorer(partial / "items")
+        found = scorer.score(of_items["ids"], of_items["numeric"], _sequences(of_items), given)
+        _compare(folder, found, _scores(model, _side_by_side(schema, one, of_items)), TOLERANCE)
 
 
 def export_package(model: Model, schema: Schema, folder: Path) -> None:
@@ -104,7 +130,7 @@ def export_package(model: Model, schema: Schema, folder: Path) -> None:
     expected = _scores(model, rows)
     with _appearing(folder) as partial, _quiet():
         torch.export.save(_program(model, rows), partial / "model.pt2")
-        _describe(partial, schema, list(expected))
+        _describe(partial, schema, dict.fromkeys(expected, ()))
         scores = torch.export.load(partial / "model.pt2").module()(*_arguments(rows))
         _compare(folder, {name: score.numpy() for name, score in scores.items()}, expected, TOLERANCE)
 
@@ -133,9 +159,46 @@ def _check_fusion(fusion: FusionSpec, model: Model, names: list[str]) -> None:
                              "fuse by FusionSpec.score what comes from elsewhere")
 
 
+def _serving() -> ModuleType:
+    """The loader, which needs packages that come with an extra."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError("export_onnx", "package", package, "not installed", "pip install 'ctrmodels[export]'")
+    return importlib.import_module("ctrmodels.serving")
+
+
+def _save_onnx(folder: Path, schema: Schema, program: ExportedProgram, inputs: list[str],
+               outputs: Mapping[str, tuple[int, ...]],
+               state: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> None:
+    """Write ``model.onnx`` and what goes with it; ``outputs`` with their shapes behind the batch."""
+    folder.mkdir(exist_ok=True)
+    onnx = torch.onnx.export(program, input_names=inputs, output_names=list(outputs), verbose=False)
+    assert onnx is not None
+    onnx.save(folder / "model.onnx")
+    _describe(folder, schema, outputs, state)
+    shutil.copyfile(_serving().__file__ or "", folder / "serving.py")
+
+
 def _program(model: Model, rows: Mapping[str, np.ndarray], fusion: FusionSpec | None = None) -> ExportedProgram:
     """The graph of a model with folded embeddings and packed tables, for any number of rows."""
-    served, batch = _served(model), {0: torch.export.Dim("batch")}
+    batch = {0: torch.export.Dim("batch")}
+    return _exported(_Scores(_packed(model), fusion), _arguments(rows),
+                     (batch, batch, dict.fromkeys(_sequences(rows), batch)))
+
+
+def _exported(module: nn.Module, arguments: tuple[Any, ...], dynamic: tuple[Any, ...]) -> ExportedProgram:
+    """The graph of a module of plain tensors."""
+    with torch.no_grad():
+        program = torch.export.export(module, arguments, strict=False, dynamic_shapes=dynamic)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine: equal models give equal bytes anywhere
+    program.example_inputs = None  # a package would hold them as a pickle
+    return program
+
+
+def _packed(model: M) -> M:
+    """A copy in evaluation mode with folded embeddings and packed tables, and nothing that only training needs."""
+    served = _served(model)
     for encoder in [m for m in served.modules() if isinstance(m, FeatureEncoder)]:
         encoder.embedding = encoder.embedding.folded().requires_grad_(False)
         for name, table in encoder.tables.items():
@@ -144,16 +207,10 @@ def _program(model: Model, rows: Mapping[str, np.ndarray], fusion: FusionSpec | 
         for name, child in list(parent.named_children()):
             if isinstance(child, Table) and child.mask is not None:
                 parent.register_module(name, PackedTable.of(child))
-    with torch.no_grad():
-        program = torch.export.export(_Scores(served, fusion), _arguments(rows), strict=False,
-                                      dynamic_shapes=(batch, batch, dict.fromkeys(_sequences(rows), batch)))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine: equal models give equal bytes anywhere
-    program.example_inputs = None  # a package would hold them as a pickle
-    return program
+    return served
 
 
-def _served(model: Model) -> Model:
+def _served(model: M) -> M:
     """A copy in evaluation mode on the CPU that shares the tensors which are there already."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): b.detach().cpu() for b in model.buffers()}
@@ -194,7 +251,21 @@ def _arguments(rows: Mapping[str, np.ndarray]) -> tuple[Tensor, Tensor, dict[str
     return torch.from_numpy(rows["ids"]), torch.from_numpy(rows["numeric"]), sequences
 
 
-def _describe(folder: Path, schema: Schema, names: list[str]) -> None:
+def _side_by_side(schema: Schema, one: Mapping[str, np.ndarray], items: Mapping[str, np.ndarray],
+                  ) -> dict[str, np.ndarray]:
+    """Whole rows: those of ``items``, with ``one`` row's values in the fields that are not the item's."""
+    n, found = len(items["ids"]), {}
+    for name, fields in (("ids", schema.id_fields), ("numeric", schema.numeric_fields)):
+        mine = np.array([f.side == "item" for f in fields], bool)
+        found[name] = np.empty((n, len(fields)), items[name].dtype)
+        found[name][:, mine], found[name][:, ~mine] = items[name], one[name]
+    for name in (f"sequence.{f.name}" for f in schema.sequence_fields):
+        found[name] = items[name] if name in items else np.repeat(one[name], n, 0)
+    return found
+
+
+def _describe(folder: Path, schema: Schema, outputs: Mapping[str, tuple[int, ...]],
+              state: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> None:
     """Write ``schema.json``, and ``signature.json`` with the digest of every ``model.*``."""
     def described(name: str, dtype: str, fields: list[str], columns: int, **ids: Any) -> dict[str, Any]:
         return {"name": name, "dtype": dtype, "shape": ["batch", columns], "fields": fields, **ids}
@@ -204,12 +275,15 @@ def _describe(folder: Path, schema: Schema, names: list[str]) -> None:
               described("numeric", "float32", numeric, len(numeric))]
     inputs += [described(f"sequence.{f.name}", "int32", [f.name], f.max_length, vocabulary=[f.vocab], lowest=PADDING)
                for f in schema.sequence_fields]
+    inputs += [{"name": name, "dtype": "float32", "shape": list(shape), "fields": [name]}
+               for name, shape in state.items()]
     digests = {}
     for path in sorted(folder.glob("model.*")):  # weights beyond 2 GB lie beside model.onnx
         with path.open("rb") as stream:
             digests[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
     document = {"inputs": inputs, "sha256": digests,
-                "outputs": [{"name": name, "dtype": "float32", "shape": ["batch"]} for name in names]}
+                "outputs": [{"name": name, "dtype": "float32", "shape": ["batch", *shape]}
+                            for name, shape in outputs.items()]}
     (folder / "signature.json").write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
     schema.save(folder / "schema.json")
 

@@ -51,20 +51,23 @@ class Scorer:
                                                     providers=["CPUExecutionProvider"])
 
     def score(self, ids: np.ndarray, numeric: np.ndarray | None = None,
-              sequences: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+              sequences: Mapping[str, np.ndarray] | None = None,
+              state: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """Scores of B rows by name, float32 [B] each; fields and their order are those of ``signature.json``.
 
         Args:
             ids: int32 [B, F]; each field's last id stands for values that the training log does not have.
             numeric: float32 [B, N], standardised, 0 where missing; may be left out if there are no such fields.
             sequences: name of the field → int32 [B, L], oldest step first, padded on the right with -1.
+            state: where the model is the half for items of ``export_split``: what the half for users gave of the one
+                request that all rows belong to.
 
         Raises:
             ValueError: an input is absent or unknown, or has another type or shape or values out of range.
         """
         rows = len(ids) if np.ndim(ids) else 0
         given = {"ids": ids, "numeric": np.zeros((rows, 0), np.float32) if numeric is None else numeric}
-        given |= {f"sequence.{name}": steps for name, steps in (sequences or {}).items()}
+        given |= {f"sequence.{name}": steps for name, steps in (sequences or {}).items()} | dict(state or {})
         for name in sorted(self.inputs.keys() ^ given.keys()):
             problem, remedy = ("is not given", "give it") if name in self.inputs else ("unknown input", "leave it out")
             raise self._error("input", name, problem, f"{remedy}; the inputs are {', '.join(self.inputs)}")
@@ -74,7 +77,8 @@ class Scorer:
 
     def _check(self, wanted: Mapping[str, Any], values: np.ndarray, rows: int) -> None:
         """Refuse ``values`` that are not the input that ``wanted`` describes."""
-        name, dtype, shape = wanted["name"], wanted["dtype"], (rows, *wanted["shape"][1:])
+        name, dtype, shape = wanted["name"], wanted["dtype"], tuple(
+            rows if size == "batch" else size for size in wanted["shape"])
         found = str(values.dtype) if isinstance(values, np.ndarray) else type(values).__name__
         if found != dtype:
             raise self._error(f"type of {name}", found, f"must be a NumPy array of {dtype}",
@@ -86,12 +90,12 @@ class Scorer:
         sizes = np.broadcast_to(wanted["vocabulary"], shape) if "vocabulary" in wanted else None
         wrong = ~np.isfinite(values) if sizes is None else (values < wanted["lowest"]) | (values >= sizes)
         if wrong.any():
-            row, column = place = tuple(np.argwhere(wrong)[0].tolist())
+            place = tuple(np.argwhere(wrong)[0].tolist())
             problem, remedy = "must be finite", "0 stands for a missing value"
             if sizes is not None:
                 problem = f"must be {wanted['lowest']} to {sizes[place] - 1}"
                 remedy = f"use {sizes[place] - 1} for values that the training log does not have"
-            raise self._error(f"{name}[{row}, {column}], field {np.broadcast_to(wanted['fields'], shape)[place]}",
+            raise self._error(f"{name}{list(place)}, field {np.broadcast_to(wanted['fields'], shape)[place]}",
                               values[place].item(), problem, remedy)
 
     def _error(self, key: str, value: object, problem: str, remedy: str) -> ValueError:

@@ -59,7 +59,7 @@ class MultiObjectiveModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """One output per objective [B, K], a logit, or a standardised logarithm for a regression; then the logits of
         further heads."""
-        return self._outputs(self.encoder(batch))
+        return self.outputs(self.encoder(batch))
 
     def loss(self, batch: Batch) -> Tensor:
         """Weighted sum of the objectives' losses, each a mean over its own rows, plus auxiliary ones and the
@@ -76,7 +76,7 @@ class MultiObjectiveModel(nn.Module):
     def terms(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """What :meth:`loss` adds up: the objectives' weighted losses by name, and the sum of all else."""
         encoded = self.encoder(batch)
-        outputs = self._outputs(encoded)
+        outputs = self.outputs(encoded)
         if self.side is not None:
             outputs = outputs + self.side(batch)
         losses = {name: self.loss_weights.get(name.partition("@")[0], 1.0) * value
@@ -125,6 +125,10 @@ class MultiObjectiveModel(nn.Module):
         outputs = self(batch)
         if self.side is not None and self._explaining:
             outputs = outputs + self.side(batch)
+        return self.scores(outputs)
+
+    def scores(self, outputs: Tensor) -> dict[str, Tensor]:
+        """:meth:`predict` from outputs [B, K]."""
         heads = self._heads(outputs)
         scores = {name: log_p.exp() for name, log_p in self.chain.log_probabilities(heads).items()}
         for o in self.regressions:
@@ -146,6 +150,16 @@ class MultiObjectiveModel(nn.Module):
         """This model, which from now on is without the parts that serving does without."""
         self.side, self.auxiliaries = None, nn.ModuleList()
         return self
+
+    def outputs(self, encoded: Encoded, representations: list[Tensor] | None = None) -> Tensor:
+        """:meth:`forward` of encoded rows, and of K ``representations`` [B, H] if the trunk has given them already."""
+        if representations is None:
+            representations = self.trunk.represent(encoded)
+        if self.transfer is not None:
+            representations = self.transfer(representations)
+        deep = [tower(h) for tower, h in zip(self.towers, representations, strict=True)]  # K × [B, 1]
+        # Losses and chains are computed in float32, whatever the network's own precision.
+        return (torch.cat(deep, dim=1) + self.wide(encoded)).float()
 
     def gates(self, batch: Batch) -> Tensor | None:
         """Mixing weights [B, K, E] of a gated trunk, ``None`` for others."""
@@ -195,14 +209,6 @@ class MultiObjectiveModel(nn.Module):
         for o in self.regressions:
             mask, values = self._values(o, labels)
             self._target(o.name).fit_smearing(outputs[mask, self.names.index(o.name)], values)
-
-    def _outputs(self, encoded: Encoded) -> Tensor:
-        representations = self.trunk.represent(encoded)  # K × [B, H]
-        if self.transfer is not None:
-            representations = self.transfer(representations)
-        deep = [tower(h) for tower, h in zip(self.towers, representations, strict=True)]  # K × [B, 1]
-        # Losses and chains are computed in float32, whatever the network's own precision.
-        return (torch.cat(deep, dim=1) + self.wide(encoded)).float()
 
     def _heads(self, outputs: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.heads, outputs.unbind(dim=1), strict=True))

@@ -14,8 +14,10 @@ from torch.onnx._internal.exporter import _onnx_program
 from ctrmodels.archspec import Alloc, ArchSpec, ValueMask
 from ctrmodels.data import Field, Objective, Schema
 from ctrmodels.errors import InputError
-from ctrmodels.export import export_onnx, export_package
+from ctrmodels.export import export_onnx, export_package, export_split
+from ctrmodels.multitask import DUPN, MultiObjectiveModel
 from ctrmodels.multitask.spaces import score_names
+from ctrmodels.multitask.split import ItemHalf, UserHalf
 from ctrmodels.serving import Scorer
 from ctrmodels.zoo import DNN
 from tests.support.served_models import ALLOCS, SCHEMA, build, draw, eager, histories
@@ -26,7 +28,8 @@ SINGLE = [("deepfm", "mask_with_init"), *((name, alloc) for name in ("deepfm", "
 SINGLE += [("deepfm", "per_bucket"), ("autodeepfm", "shared_rare"), ("dcnv2", "field_dims"), ("deepfm", "central"),
            ("autodeepfm", "central_attention")]
 MULTI = [("single", "per_field"), ("dbmtl", "uniform"), ("aitm", "uniform"), ("youtube", "mask"),
-         ("shared_bottom", "uniform"), ("esmm", "per_field"), ("mmoe", "mask")]
+         ("shared_bottom", "uniform"), ("esmm", "per_field"), ("mmoe", "mask"), ("dupn", "per_bucket"),
+         ("deepmcp", "uniform"), ("nmtr", "field_dims"), ("dcrnn", "shared_rare")]
 
 
 def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -34,6 +37,30 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
     for name, score in expected.items():
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name], score, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def same_user(n: int) -> dict[str, np.ndarray]:
+    """n items for one user, whose history has a step."""
+    rows = draw(n)
+    who = int(np.flatnonzero(rows["seen"][:, 0] >= 0)[0])
+    rows["ids"][:, 0], rows["numeric"][:, 1] = rows["ids"][who, 0], rows["numeric"][who, 1]
+    rows["seen"][:] = rows["seen"][who]
+    return rows
+
+
+Inputs = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+
+
+def halves_of(rows: dict[str, np.ndarray]) -> tuple[Inputs, Inputs]:
+    """Inputs of the user's half and of the items'."""
+    t = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in rows.items()}
+    return ((t["ids"][:, :1].contiguous(), t["numeric"][:, 1:].contiguous(), {"seen": t["seen"]}),
+            (t["ids"][:, 1:].contiguous(), t["numeric"][:, :1].contiguous(), {"tags": t["tags"]}))
+
+
+def as_arrays(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    ids, numeric, sequences = inputs
+    return ids.numpy(), numeric.numpy(), {name: steps.numpy() for name, steps in sequences.items()}
 
 
 def test_every_allocation_is_exported() -> None:
@@ -56,7 +83,7 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
     assert all(np.ptp(score) > 0.01 for score in found.values())
 
 
-@pytest.mark.parametrize("name", ["autodeepfm", "autoipnn", "mmoe"])
+@pytest.mark.parametrize("name", ["autodeepfm", "autoipnn", "mmoe", "dupn"])
 def test_searched_interactions_are_exported(name: str, tmp_path: Path) -> None:
     """Of every operation and order, and groups, on embeddings of their own, in single- and multi-objective models."""
     model, rows = build(name, "uniform", grown=True), draw(700)
@@ -67,7 +94,8 @@ def test_searched_interactions_are_exported(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "alloc"), [
-    ("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket"), ("dnn", "central_attention")])
+    ("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket"), ("dnn", "central_attention"), ("dupn", "mask"),
+    ("deepmcp", "uniform"), ("nmtr", "uniform"), ("dcrnn", "uniform")])
 def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_package(model, SCHEMA, tmp_path / "export")
@@ -76,6 +104,56 @@ def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Pat
         rows = {key: torch.from_numpy(values) for key, values in draw(n).items()}
         found = scores(rows.pop("ids"), rows.pop("numeric"), rows)
         assert_equal({key: score.numpy() for key, score in found.items()}, eager(model, draw(n)))
+
+
+@pytest.mark.parametrize(("alloc", "grown"), [*((alloc, False) for alloc in ALLOCS), ("uniform", True)])
+def test_a_split_model_scores_as_the_whole_one(alloc: str, grown: bool) -> None:
+    """A thousand items of one request, for every allocation, and with searched interactions between user and item."""
+    model = build("dupn", alloc, grown=grown)
+    assert isinstance(model, MultiObjectiveModel) and isinstance(model.trunk, DUPN)
+    rows = same_user(1000)
+    expected, passes = eager(model, rows), []
+    model.trunk.lstm.register_forward_hook(lambda *_: passes.append(1))
+    one, items = halves_of({name: values[:1] for name, values in rows.items()})[0], halves_of(rows)[1]
+    with torch.no_grad():
+        state = UserHalf(model, SCHEMA)(*one)
+        found = ItemHalf(model, SCHEMA)(state, *items)
+    assert len(passes) == 1 and state["state.user"].shape == (1, 128)
+    assert list(found) == list(expected)
+    for name, score in expected.items():
+        np.testing.assert_allclose(found[name].numpy(), score, rtol=1e-6, atol=1e-6, err_msg=name)
+        assert np.ptp(score) > 0.01
+
+
+@pytest.mark.parametrize(("alloc", "grown"), [("uniform", True), ("mask", False)])
+def test_exported_halves_score_as_the_whole_model(alloc: str, grown: bool, tmp_path: Path) -> None:
+    model = build("dupn", alloc, grown=grown)
+    assert isinstance(model, MultiObjectiveModel)
+    export_split(model, SCHEMA, tmp_path / "split")
+    user, items = Scorer(tmp_path / "split" / "user"), Scorer(tmp_path / "split" / "items")
+    rows = same_user(1000)
+    one, others = halves_of({name: values[:1] for name, values in rows.items()})[0], halves_of(rows)[1]
+    state = user.score(*as_arrays(one))
+    assert_equal(items.score(*as_arrays(others), state), eager(model, rows))
+    with pytest.raises(ValueError, match=r"state\.user"):
+        items.score(*as_arrays(others), {**state, "state.user": state["state.user"] * np.nan})
+    many = halves_of(draw(5))[0]  # of several requests at once, to keep their users
+    assert user.score(*as_arrays(many))["state.user"].shape == (5, 128)
+
+
+def test_a_model_that_knows_no_user_by_itself_has_no_halves(tmp_path: Path) -> None:
+    model = build("mmoe", "uniform")
+    assert isinstance(model, MultiObjectiveModel)
+    with pytest.raises(InputError, match=r"model = 'MMoE'.*export dupn"):
+        export_split(model, SCHEMA, tmp_path / "split")
+
+
+def test_subnets_of_training_are_in_no_file(tmp_path: Path) -> None:
+    model = build("deepmcp", "uniform")
+    export_package(model, SCHEMA, tmp_path / "export")
+    stored = torch.export.load(tmp_path / "export" / "model.pt2").state_dict
+    assert {name for name, _ in model.named_parameters() if "auxiliaries" in name}
+    assert not [name for name in stored if "auxiliaries" in name]
 
 
 def test_the_folder_holds_all_that_serving_needs(tmp_path: Path) -> None:

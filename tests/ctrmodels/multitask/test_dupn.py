@@ -23,6 +23,7 @@ from ctrmodels.multitask.train import train
 from ctrmodels.training import TrainConfig, predict, seed_everything
 
 STEPS, CATEGORIES, TRAIN, TEST = 8, 8, 14_000, 4_000
+SCALE = 1.0
 OPTIONS = DUPNOptions(properties=("action",), units=32, profile=16)
 
 
@@ -52,8 +53,10 @@ def found(name: str, seed: int, options: DUPNOptions | None = None, epochs: int 
     """AUC of the click, and the attention on the deciding step where there is exactly one (0 for other models)."""
     rows, test, decides = retrieval(seed)
     seed_everything(seed)
-    spec = ArchSpec.of(rows.schema, "test", 8, alloc=ArchSpec.dense(rows.schema, 8).alloc, interactions=())
+    spec = ArchSpec.dense(rows.schema, 8)
     model = build_model(name, rows.schema, spec, ModelConfig((32,), (16,), options=options))
+    with torch.no_grad():
+        model.encoder.embedding.table.weight.mul_(SCALE)
     train(model, rows, test, TrainConfig(epochs=epochs, patience=epochs, batch_size=128, learning_rate=lr, table_learning_rate=tlr, device="cpu", seed=seed))
     area = auc(test.labels[:, 0], predict(model, test)["click@all"])
     if not isinstance(model.trunk, DUPN):
