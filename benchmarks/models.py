@@ -2,10 +2,11 @@
 
     python -m benchmarks.models --encoded outputs/encode --params presets/census-income.yaml --results /tmp/census
 
-The recipe is what a params.yaml says of ``training`` and ``retrain``; the architecture is the dense one without
-interactions, so that models differ and nothing else. Learns from train and arch, stops by valid, and reports test.
-Every finished training is kept as ``RESULTS/MODEL/seed=N.json`` and not repeated, so that models and seeds can be
-added later; remove the file of a model whose code has changed. Last comes ``RESULTS/table.md``, also printed.
+The recipe is what a params.yaml says of ``training`` and ``retrain``; the architecture is the unsearched one, every
+field at full width and every pair of fields, so that models differ and nothing else. They learn from train and arch,
+stop by valid, and are judged on test. Every finished training is kept as ``RESULTS/MODEL/seed=N.json`` and not
+repeated, so that models and seeds can be added later; remove the files of a model whose code has changed. Last comes
+``RESULTS/table.md``, also printed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def train_one(encoded: Path, params: Params, name: str, seed: int, out: Path) ->
     began = time.perf_counter()
     fitted = train(model, data.role(*LEARNS_FROM), data.role("valid"), train_config(params.training, seed))
     cost = model.cost()
-    found = {"recipe": recipe(params, name), "log": data.schema.hash, "seconds": round(time.perf_counter() - began, 1),
+    seconds = round(time.perf_counter() - began, 1)
+    found = {"recipe": recipe(params, name), "log": identity(data.schema), "seconds": seconds,
              "epochs": len(fitted.history), "best_epoch": fitted.best_epoch, **asdict(cost)}
     for role in JUDGED:
         rows = data.role(role)
@@ -53,11 +55,11 @@ def train_one(encoded: Path, params: Params, name: str, seed: int, out: Path) ->
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     partial.replace(out)
-    print(f"{name} seed {seed}: {found['seconds']:.0f} s, {found['epochs']} epochs", flush=True)
+    print(f"{name} seed {seed}: {seconds:.0f} s, {len(fitted.history)} epochs", flush=True)
 
 
 def dense(schema: Schema, params: Params) -> ArchSpec:
-    """The architecture of all models: every field at full width, no interactions."""
+    """The architecture of all models."""
     return ArchSpec.dense(schema, params.training.embedding_dim)
 
 
@@ -70,6 +72,11 @@ def recipe(params: Params, name: str) -> dict[str, Any]:
     return found
 
 
+def identity(schema: Schema) -> str:
+    """Which log: its fields and objectives, its ids and its split."""
+    return " ".join(part[:12] for part in (schema.hash, schema.vocab_hash, schema.roles_hash))
+
+
 def read(path: Path, schema: Schema, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """A finished training. Settings that did not exist when it was made are not held against it.
 
@@ -78,8 +85,8 @@ def read(path: Path, schema: Schema, wanted: Mapping[str, Any]) -> dict[str, Any
     """
     found: dict[str, Any] = json.loads(path.read_text())
     remedy = "give another --results folder, or remove it"
-    if found["log"] != schema.hash:
-        raise InputError(path, "log", found["log"], f"the log is {schema.hash}", remedy)
+    if found["log"] != identity(schema):
+        raise InputError(path, "log", found["log"], f"the log is {identity(schema)}", remedy)
     for key, value in found["recipe"].items():
         if wanted.get(key) != value:
             raise InputError(path, key, value, f"the recipe says {wanted.get(key)!r}", remedy)
@@ -127,7 +134,7 @@ def tables(schema: Schema, found: Mapping[str, Sequence[Mapping[str, Any]]], rea
 
 
 def spread(runs: Sequence[Mapping[str, Any]], role: str, key: str) -> str:
-    """Mean and standard deviation over the seeds, four significant places after the point."""
+    """Mean and standard deviation over the seeds."""
     values = [r[role][key] for r in runs]
     return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 

@@ -76,15 +76,20 @@ def _computes(x: Tensor) -> torch.dtype | None:
     return dtype if fits and kernels(x) else None
 
 
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``relu(x W^T + b)``: [B, W] and [H, W] → [B, H]."""
+    dtype = _computes(x)
+    if dtype and x.shape[1] == weight.shape[1]:
+        return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), False, weight, bias))
+    return F.relu(F.linear(x, weight, bias))
+
+
 class LinearReLU(nn.Linear):
     """A linear map and a ReLU: [B, W] → [B, H]."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, W] → [B, H]."""
-        dtype = _computes(x)
-        if dtype and x.shape[1] == self.in_features:
-            return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), False, self.weight, self.bias))
-        return F.relu(super().forward(x))
+        return linear_relu(x, self.weight, self.bias)
 
 
 class _Dot(torch.autograd.Function):

@@ -287,6 +287,10 @@ def test_the_verdict_names_winners_costs_controls_and_the_fusion(written: Path) 
     ]
 
 
+def test_what_a_reader_must_know_to_compare_the_models_is_told(written: Path) -> None:
+    assert "No multi-task gain: retrain.models does not have single." in text_of(written)
+
+
 def test_a_control_that_wins_is_told_as_such(run: Path) -> None:
     path = run / "outputs" / "select_embedding" / "leaderboard.json"
     board = json.loads(path.read_text())

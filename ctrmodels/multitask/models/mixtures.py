@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ctrmodels.multitask import chains
 from ctrmodels.multitask.parts import Parts, Site, Trunk
 from ctrmodels.nn.dropout import Dropout
+from ctrmodels.nn.towers import linear_relu
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,16 @@ class Experts(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` [B, W] → [B, E, H]."""
-        h = torch.einsum("bw,ewh->beh", x, self.weights[0]) + self.biases[0]
-        h = self.dropout(h.relu())
+        """``x`` [B, W] → [B, E, H].
+
+        The first layers of all experts read the same input, so that together they are one wide layer.
+        """
+        first, bias = self.weights[0], self.biases[0]
+        h = linear_relu(x, first.mT.flatten(0, 1), bias.flatten()).unflatten(1, bias.shape)
+        h = self.dropout(h)
         for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            h = self.dropout((torch.einsum("beh,ehg->beg", h, weight) + bias).relu())
+            h = torch.baddbmm(bias.unsqueeze(1), h.transpose(0, 1), weight).relu().transpose(0, 1)
+            h = self.dropout(h)
         return h
 
     def flops(self) -> int:

@@ -95,7 +95,7 @@ def test_reported_gates_are_distributions_over_all_experts(flat: torch.Tensor, l
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_operations_are_counted_as_torch_counts_them(flat: torch.Tensor, levels: int) -> None:
+def test_operations_are_counted_as_torch_counts_them(flat: torch.Tensor, levels: int, torch_alone: None) -> None:
     trunk = ple(levels)
     with FlopCounterMode(display=False) as counter:
         trunk(flat)

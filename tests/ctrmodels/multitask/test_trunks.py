@@ -100,9 +100,27 @@ def test_an_objectives_loss_reaches_its_own_gate_and_all_experts_only(mmoe: MMoE
     assert id(mmoe.gate) not in shared and {id(p) for p in mmoe.experts.parameters()} == shared
 
 
-def test_operations_are_counted_as_torch_counts_them(mmoe: MMoE, flat: torch.Tensor) -> None:
+def test_operations_are_counted_as_torch_counts_them(mmoe: MMoE, flat: torch.Tensor, torch_alone: None) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         mmoe(flat)
     assert counter.get_total_flops() == 16 * mmoe.flops()
+
+
+def test_the_experts_first_layers_as_one_have_the_gradients_of_layers_of_their_own(flat: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    experts = Experts(3, 10, (8, 6))
+    inputs = [flat.clone().requires_grad_() for _ in range(2)]
+    parameters = list(experts.parameters())
+    up = torch.randn(16, 3, 6)
+    found = torch.autograd.grad(experts(inputs[0]), [inputs[0], *parameters], up)
+    alone = []
+    for e in range(3):
+        h = inputs[1]
+        for weight, bias in zip(experts.weights, experts.biases, strict=True):
+            h = (h @ weight[e] + bias[e]).relu()
+        alone.append(h)
+    expected = torch.autograd.grad(torch.stack(alone, 1), [inputs[1], *parameters], up)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
