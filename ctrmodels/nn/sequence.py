@@ -19,7 +19,7 @@ class PropertyGatedLSTM(nn.Module):
     ``i, f, o = sigmoid(W [e_t; p_t; h_(t-1)] + b)``, ``c_t = f * c_(t-1) + i * tanh(W_c [e_t; h_(t-1)] + b_c)`` and
     ``h_t = o * tanh(c_t)`` for the item e_t and its property p_t, such as the action or the time since: a property says
     how much of a step is remembered, never what. "Perceive Your Users in Depth: Learning Universal User Representations
-    from Multiple E-commerce Tasks", KDD 2018, section 3.3, says so in words; the equations are ours.
+    from Multiple E-commerce Tasks", KDD 2018, says so in words; the equations are ours.
 
     It computes as a plain LSTM with zeros where the candidate would read the property, so that it is a single kernel in
     training and a single node of an exported graph. A state reads the steps before it alone, so that padding, which is

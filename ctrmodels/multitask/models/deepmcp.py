@@ -67,8 +67,8 @@ class Matching(Auxiliary):
     """Whether the user's vector and the item's fit: ``L_m = BCE(y, sigmoid(v_u . v_a))`` on the batch's own rows.
 
     ``v_u = tanh(MLP_u(user))`` and ``v_a = tanh(MLP_a(item))``, so that the gradient reaches the embeddings of the user
-    and of the item and nothing else. "Representation Learning-Assisted Click-Through Rate Prediction", IJCAI 2019,
-    section 3.3.
+    and of the item and nothing else. "Representation Learning-Assisted Click-Through Rate Prediction", IJCAI 2019, and
+    its published code, as is :class:`Correlation`.
 
     Args:
         schema: the log.
@@ -104,7 +104,7 @@ class Correlation(Auxiliary):
     """Whether two items were clicked close to each other, against items of other histories.
 
     ``L_c = -log sigmoid(h_t . h_c) - sum_q log sigmoid(-h_t . h_q)`` with one ``h = tanh(MLP_c(item))`` for all, of a
-    target t, a context c at most ``window`` steps from it, and Q negatives (the paper's section 3.4, after skip-gram).
+    target t, a context c at most ``window`` steps from it, and Q negatives, after skip-gram.
     A row with two steps or more gives one pair, drawn anew each time it is seen. Negatives that the row's own history
     holds do not count.
 

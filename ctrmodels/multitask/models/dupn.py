@@ -51,7 +51,7 @@ class DUPN(SplitTrunk):
     ``user = [sum_t a_t h_t; MLP(u)]`` for the states h of a property-gated LSTM over the history, weighted by
     ``a = softmax_t MLP([h_t; p_t; u])``, where u are the other fields of user and request: the query among them, the
     item never, so that one user is computed once for all the items of a request. "Perceive Your Users in Depth:
-    Learning Universal User Representations from Multiple E-commerce Tasks", KDD 2018, section 3.
+    Learning Universal User Representations from Multiple E-commerce Tasks", KDD 2018.
 
     Args:
         schema: the log.

@@ -9,17 +9,24 @@ ANCHORS
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from ctrmodels.archspec import ArchSpec
-from ctrmodels.data.dataset import Rows
+from ctrmodels.data.dataset import Batch, Rows
 from ctrmodels.data.planted import in_memory
 from ctrmodels.data.schema import Field, Objective, Schema
+from ctrmodels.errors import InputError
 from ctrmodels.metrics import auc
-from ctrmodels.multitask import ModelConfig, build_model
+from ctrmodels.multitask import ModelConfig, MultiObjectiveModel, build_model
 from ctrmodels.multitask.models.dupn import DUPN, DUPNOptions
 from ctrmodels.multitask.train import train
+from ctrmodels.nn.sequence import PropertyGatedLSTM, StepAttention
 from ctrmodels.training import TrainConfig, predict, seed_everything
 
 STEPS, CATEGORIES, TRAIN, TEST = 8, 8, 14_000, 4_000
@@ -39,7 +46,7 @@ def retrieval(seed: int) -> tuple[Rows, Rows, np.ndarray]:
     schema = Schema((Field("query", "categorical", CATEGORIES), Field("item", "categorical", CATEGORIES, "item"),
                      Field("seen", "sequence", CATEGORIES, "user", "item", STEPS),
                      Field("action", "sequence", 2, "user", None, STEPS)),
-                    (Objective("click"), Objective("share", "regression"), Objective("odd")), {"train": TRAIN}, "v", "r")
+                    (Objective("click"), Objective("share", "regression"), Objective("odd")), {"train": 1}, "v", "r")
     ids = np.stack([query, rng.integers(CATEGORIES, size=n)], 1)
     sequences = {"seen": category.astype(np.int32), "action": bought.astype(np.int32)}
 
@@ -57,7 +64,8 @@ def found(name: str, seed: int, options: DUPNOptions | None = None, epochs: int 
     model = build_model(name, rows.schema, spec, ModelConfig((32,), (16,), options=options))
     with torch.no_grad():
         model.encoder.embedding.table.weight.mul_(SCALE)
-    train(model, rows, test, TrainConfig(epochs=epochs, patience=epochs, batch_size=128, learning_rate=lr, table_learning_rate=tlr, device="cpu", seed=seed))
+    train(model, rows, test, TrainConfig(epochs=epochs, patience=epochs, batch_size=128,
+                                         learning_rate=lr, table_learning_rate=tlr, device="cpu", seed=seed))
     area = auc(test.labels[:, 0], predict(model, test)["click@all"])
     if not isinstance(model.trunk, DUPN):
         return area, 0.0
@@ -65,3 +73,129 @@ def found(name: str, seed: int, options: DUPNOptions | None = None, epochs: int 
     with torch.no_grad():
         weights = model.trunk.weights(model.eval().encoder(test.take(slice(None)))).numpy()
     return area, float(weights[single][decides[single]].mean())
+
+
+def steps_of(lengths: list[int], width: int = STEPS) -> Tensor:
+    return torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+def test_the_gates_are_those_of_the_equations() -> None:
+    """Step by step: the candidate is of item and state alone."""
+    torch.manual_seed(0)
+    lstm = PropertyGatedLSTM(5, 3, 4)
+    lstm.bias.data.normal_()
+    items, properties = torch.randn(2, 6, 5), torch.randn(2, 6, 3)
+    wi, wf, wc, wo = lstm.of_item.chunk(4)
+    pi, pf, po = lstm.of_property.chunk(3)
+    ui, uf, uc, uo = lstm.of_state.chunk(4)
+    bi, bf, bc, bo = lstm.bias.chunk(4)
+    h = c = torch.zeros(2, 4)
+    for t in range(6):
+        e, p = items[:, t], properties[:, t]
+        i = torch.sigmoid(e @ wi.T + p @ pi.T + h @ ui.T + bi)
+        f = torch.sigmoid(e @ wf.T + p @ pf.T + h @ uf.T + bf)
+        o = torch.sigmoid(e @ wo.T + p @ po.T + h @ uo.T + bo)
+        c = f * c + i * torch.tanh(e @ wc.T + h @ uc.T + bc)
+        h = o * torch.tanh(c)
+        torch.testing.assert_close(lstm(items, properties)[:, t], h)
+
+
+def test_a_property_says_how_much_and_never_what() -> None:
+    """Where every gate is shut but by the property, items alone decide the direction of the first state's memory."""
+    lstm = PropertyGatedLSTM(5, 3, 4)
+    item = torch.randn(1, 1, 5)
+    signs = [lstm(item, 3 * torch.randn(1, 1, 3)).sign() for _ in range(20)]
+    assert all(torch.equal(s, signs[0]) for s in signs)
+    assert not torch.allclose(lstm(item, torch.ones(1, 1, 3)), lstm(item, -torch.ones(1, 1, 3)))
+
+
+def test_padding_moves_no_state_of_a_step_that_is_there() -> None:
+    lstm = PropertyGatedLSTM(5, 3, 4)
+    items, properties, there = torch.randn(3, STEPS, 5), torch.randn(3, STEPS, 3), steps_of([8, 3, 0])
+    before = lstm(items, properties)
+    items[~there], properties[~there] = 100.0, -100.0
+    torch.testing.assert_close(lstm(items, properties)[there], before[there])
+
+
+def test_attention_is_a_distribution_over_the_steps_that_are_there() -> None:
+    attention = StepAttention(4, 3, (5,))
+    steps, there = torch.randn(3, STEPS, 4), steps_of([8, 3, 0])
+    weights = attention.weights(steps, torch.randn(3, 3), there)
+    assert not weights[~there].any()
+    torch.testing.assert_close(weights.sum(1), torch.tensor([1.0, 1.0, 0.0]))
+    assert not attention(torch.randn(3, STEPS, 6), steps, torch.randn(3, 3), there)[2].any()
+
+
+def small(schema: Schema, options: DUPNOptions = OPTIONS) -> MultiObjectiveModel:
+    torch.manual_seed(0)
+    return build_model("dupn", schema, ArchSpec.dense(schema, 4), ModelConfig((8,), (6,), options=options)).eval()
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return retrieval(0)[0].take(slice(0, 32))
+
+
+@pytest.fixture(scope="module")
+def schema() -> Schema:
+    return retrieval(0)[0].schema
+
+
+def test_a_longer_padding_changes_nothing(schema: Schema, batch: Batch) -> None:
+    model = small(schema)
+    there = steps_of([i % 9 for i in range(32)])
+    short = replace(batch, sequences={k: v.masked_fill(~there, -1) for k, v in batch.sequences.items()})
+    longer = replace(short, sequences={k: F.pad(v, (0, 3), value=-1) for k, v in short.sequences.items()})
+    torch.testing.assert_close(model(longer), model(short))
+    model.loss(short).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.trunk.parameters())
+
+
+def test_the_user_knows_nothing_of_the_item_but_of_query_and_order(schema: Schema, batch: Batch) -> None:
+    model = small(schema)
+    assert isinstance(model.trunk, DUPN)
+
+    def user(changed: Batch) -> Tensor:
+        return model.trunk.user(model.encoder(changed))
+
+    def other(column: int) -> Batch:
+        ids = batch.ids.clone()
+        ids[:, column] = (ids[:, column] + 1) % CATEGORIES
+        return replace(batch, ids=ids)
+
+    before = user(batch)
+    assert before.shape == (32, 32 + 16)
+    assert torch.equal(user(other(1)), before)  # the item
+    assert not torch.allclose(user(other(0)), before)  # the query
+    turned = replace(batch, sequences={k: v.flip(1) for k, v in batch.sequences.items()})
+    assert not torch.allclose(user(turned), before)
+
+
+def test_every_objective_reads_and_trains_the_same_user(schema: Schema, batch: Batch) -> None:
+    model = small(schema)
+    for name in ("click@all", "odd@all", "share@all"):
+        model.zero_grad()
+        model.losses(model(batch), batch.labels)[name].backward()
+        assert all(p.grad is not None and p.grad.any() for p in model.trunk.lstm.parameters())
+    assert len({id(h) for h in model.trunk.represent(model.encoder(batch))}) == 1
+
+
+def test_properties_of_other_events_are_refused_in_training(schema: Schema, batch: Batch) -> None:
+    model, sequences = small(schema).train(), dict(batch.sequences)
+    sequences["action"] = sequences["action"].clone()
+    sequences["action"][3, -1] = -1
+    with pytest.raises(InputError, match=r"dupn\.properties = 'action': has other steps than seen.*same `build:`"):
+        model.loss(replace(batch, sequences=sequences))
+
+
+@pytest.mark.parametrize(("change", "options", "problem"), [
+    ({"seen": {"of": None}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`.*add a"),
+    ({"seen": {"of": "query"}}, OPTIONS, "dupn needs a sequence"), ({"seen": {"side": "item"}}, OPTIONS, "dupn needs"),
+    ({}, DUPNOptions(histories=("action",)), r"histories = 'action': not a history.*use seen"),
+    ({}, DUPNOptions(properties=("seen",)), r"properties = 'seen': no further sequence.*use action"),
+    ({"action": {"max_length": 5}}, OPTIONS, r"'action': has 5 steps where seen has 8; give both the same")])
+def test_a_log_that_lacks_what_it_needs_is_refused(change: dict[str, dict[str, object]], options: DUPNOptions,
+                                                   problem: str, schema: Schema) -> None:
+    fields = tuple(replace(f, **change.get(f.name, {})) for f in schema.fields)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=problem):
+        small(replace(schema, fields=fields), options)
