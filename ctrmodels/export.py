@@ -42,7 +42,7 @@ from ctrmodels.training.checkpoint import digest_of
 from ctrmodels.zoo.base import CTRModel
 
 Model = CTRModel | MultiObjectiveModel
-M = TypeVar("M", CTRModel, MultiObjectiveModel)
+M = TypeVar("M", bound=Model)
 TOLERANCE = 1e-5  # absolute, and relative for scores beyond 1
 FUSED_TOLERANCE = 1e-6  # of the fused score given the exported scores, absolute and relative
 CHECKED_ROWS = 64
@@ -102,11 +102,11 @@ def export_split(model: MultiObjectiveModel, schema: Schema, folder: Path) -> No
     user, items = UserHalf(served, schema), ItemHalf(served, schema)
     of_user, of_items, batch = _random_rows(user.schema), _random_rows(items.schema), {0: torch.export.Dim("batch")}
     one = {name: values[-1:] for name, values in of_user.items()}
-    with torch.no_grad():
-        state = user.eval()(*_arguments(one))
+    with torch.no_grad():  # packed tables are for graphs
+        state = UserHalf(_served(model), schema)(*_arguments(one))
     static = dict.fromkeys(state)
     with _appearing(folder) as partial, _quiet():
-        _save_onnx(partial / "user", user.schema, _exported(user, _arguments(of_user), (
+        _save_onnx(partial / "user", user.schema, _exported(user.eval(), _arguments(of_user), (
             batch, batch, dict.fromkeys(_sequences(of_user), batch))), list(of_user),
             {name: tuple(values.shape[1:]) for name, values in state.items()})
         _save_onnx(partial / "items", items.schema, _exported(items.eval(), (state, *_arguments(of_items)), (
@@ -215,7 +215,9 @@ def _served(model: M) -> M:
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): b.detach().cpu() for b in model.buffers()}
     served = copy.deepcopy(model, memo).eval()
-    return served.served() if isinstance(served, MultiObjectiveModel) else served
+    if isinstance(served, MultiObjectiveModel):
+        served.drop_training_parts()
+    return served
 
 
 def _scores(model: Model, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

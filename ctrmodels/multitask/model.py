@@ -146,10 +146,9 @@ class MultiObjectiveModel(nn.Module):
         finally:
             self._explaining = False
 
-    def served(self) -> MultiObjectiveModel:
-        """This model, which from now on is without the parts that serving does without."""
+    def drop_training_parts(self) -> None:
+        """From now on the model is without the parts that serving does without."""
         self.side, self.auxiliaries = None, nn.ModuleList()
-        return self
 
     def outputs(self, encoded: Encoded, representations: list[Tensor] | None = None) -> Tensor:
         """:meth:`forward` of encoded rows, and of K ``representations`` [B, H] if the trunk has given them already."""

@@ -17,6 +17,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.multitask.parts import SplitTrunk
+from ctrmodels.nn.encoder import FeatureEncoder, WideHead
 from ctrmodels.nn.table import Layout
 
 # Names of what a state holds; the last goes before the name of a table.
@@ -43,6 +44,9 @@ class _Half(nn.Module):
         if not isinstance(model.trunk, SplitTrunk):
             raise InputError("export_split", "model", type(model.trunk).__name__,
                              "has no part that depends on the user alone", "export dupn, or the whole model at once")
+        encoder, wide = model.encoder, model.wide
+        assert isinstance(encoder, FeatureEncoder) and isinstance(wide, WideHead)  # as that trunk needs
+        self.encoder, self.wide = encoder, wide
         mine = {f.name for f in schema.fields if (f.side == "item") == items}
         self.model, self.trunk = model, model.trunk
         self.schema = replace(schema, fields=tuple(f for f in schema.fields if f.name in mine))
@@ -83,7 +87,7 @@ class UserHalf(_Half):
             ``state.user`` [R, U], the representation, of use elsewhere too; ``state.wide`` [R, K], the linear part;
             ``state.fields.TABLE`` [R, F_u, D] for every table.
         """
-        batch, encoder, wide = self.batch(ids, numeric, sequences), self.model.encoder, self.model.wide
+        batch, encoder, wide = self.batch(ids, numeric, sequences), self.encoder, self.wide
         by_name, lookup = encoder.embed(batch), self.layout(batch)
         state = {FIELDS + name: fields.index_select(1, self.places) for name, fields in by_name.items()}
         return {USER: self.trunk.user(encoder.encode(batch, lookup, by_name)),
@@ -104,11 +108,11 @@ class ItemHalf(_Half):
             Scores by name, [N].
         """
         n, model, batch = ids.shape[0], self.model, self.batch(ids, numeric, sequences)
-        mine = {name: fields.index_select(1, self.places) for name, fields in model.encoder.embed(batch).items()}
+        mine = {name: fields.index_select(1, self.places) for name, fields in self.encoder.embed(batch).items()}
         by_name = {name: torch.cat([fields, state[FIELDS + name].expand(n, -1, -1)], 1).index_select(1, self.order)
                    for name, fields in mine.items()}
         # The linear part is that of the items, for the look-up and the values are theirs; the user's stands beside it.
-        encoded = model.encoder.encode(batch, self.layout(batch), by_name)
+        encoded = self.encoder.encode(batch, self.layout(batch), by_name)
         return model.scores(model.outputs(encoded, self.trunk.joined(state[USER], encoded)) + state[WIDE])
 
 

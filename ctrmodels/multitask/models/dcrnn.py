@@ -91,7 +91,7 @@ class DCRNN(Trunk):
 
     def _run(self, flat: Tensor, inputs: list[Tensor]) -> list[Tensor]:
         common = _State(self.cell, self.start(flat))
-        own = [_State(cell, common.h.new_zeros(len(flat), self.width - common.h.shape[1])) for cell in self.own]
+        own = [_State(cell, common.h.new_zeros(flat.shape[0], self.width - common.h.shape[1])) for cell in self.own]
         for x in inputs:
             common.step(x * self.cross(common.h))
             for k, state in enumerate(own):
