@@ -214,9 +214,10 @@ def _served(model: M) -> M:
     """A copy in evaluation mode on the CPU that shares the tensors which are there already."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): b.detach().cpu() for b in model.buffers()}
-    served = copy.deepcopy(model, memo).eval()
+    served = copy.deepcopy(model, memo)
     if isinstance(served, MultiObjectiveModel):
         served.drop_training_parts()
+    served.eval()
     return served
 
 

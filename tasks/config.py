@@ -1175,6 +1175,10 @@ class Params(Section):
         if "youtube" in self.retrain.models and self.data.position is None:
             raise ValueError("retrain.models names 'youtube', whose tower learns what the position does: set "
                              "data.position, or take youtube out")
+        if "youtube" in self.retrain.models and self.data.position in [f.name for f in self.data.fields]:
+            raise ValueError(f"retrain.models names 'youtube', and data.fields names the position, "
+                             f"{self.data.position!r}: as a field it is served, and the tower has nothing to explain; "
+                             "take the field out")
         if "esm2" in self.retrain.models and self.retrain.esm2.action not in names:
             raise ValueError(f"retrain.models names 'esm2', and retrain.esm2.action = {self.retrain.esm2.action!r} is "
                              f"not the binary objective between click and purchase: use one of {', '.join(names)}")

@@ -49,19 +49,19 @@ def planted_consequence(seed: int, rows: int = 30_000, linked: bool = True, know
     """A rarely known label that depends on how likely the click is.
 
     ``logit P(click) = 1.2 x0 - .8 x1 x2``; ``logit P(share) = -4 + 6 P(click) + .8 x3``. The label ``share`` is known
-    on a part of all rows but those of ``test``, a quarter.
+    on a part of ``train`` and ``arch``, and on all other rows.
 
     Args:
-        linked: without, ``logit P(share) = -1 + .8 x3 - .8 x4 x5``.
+        linked: without, ``logit P(share) = -1 + .8 x3``.
         known: that part.
     """
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((rows, 6))
     click = _sigmoid(1.2 * x[:, 0] - 0.8 * x[:, 1] * x[:, 2])
-    share = _sigmoid(-4 + 6 * click + 0.8 * x[:, 3] if linked else -1 + 0.8 * x[:, 3] - 0.8 * x[:, 4] * x[:, 5])
+    share = _sigmoid(-4 + 6 * click + 0.8 * x[:, 3] if linked else -1 + 0.8 * x[:, 3])
     labels = (rng.random((rows, 2)) < np.stack([click, share], 1)).astype(np.float32)
-    test = np.arange(rows) >= round(sum(SHARES[:3]) * rows)
-    labels[~test & (rng.random(rows) >= known), 1] = np.nan
+    learned = np.arange(rows) < round(sum(SHARES[:2]) * rows)
+    labels[learned & (rng.random(rows) >= known), 1] = np.nan
     return _planted(x, labels, (CLICK, Objective("share")), {"click": click, "share": share})
 
 

@@ -132,3 +132,12 @@ def test_form_values_are_put_in_and_checked() -> None:
     for key, value in (("training.epochs", "3; rm -rf /"), ("data.files.path", "/etc"), ("retrain.models", ["x"])):
         with pytest.raises(InputError):
             config.apply_form(params(), {key: value}, "form")
+
+
+def test_models_that_need_what_is_not_given_are_refused_before_anything_runs() -> None:
+    assert "set data.position" in refused(retrain__models=["youtube"], data__position=None)
+    field = params()["data"]["fields"][0]["name"]
+    assert "take the field out" in refused(retrain__models=["youtube"], data__position=field)
+    for action in (None, "basket"):
+        line = refused(retrain__models=["esm2"], retrain__esm2__action=action)
+        assert f"retrain.esm2.action = {action!r}" in line and "use one of" in line

@@ -23,11 +23,14 @@ LINK = {"share": ("click",)}
 
 
 def child_auc(seed: int, parents: Mapping[str, Sequence[str]] | None, linked: bool = True) -> float:
-    """Of the child on all rows of test; no parents = the model of the same parts without the link."""
+    """Of the child on all rows of test; no parents = the model of the same parts without the link.
+
+    The bottom is narrow and the towers are wide, so that the click is understood in its tower, where only a link leads.
+    """
     data = planted_consequence(seed, linked=linked)
     seed_everything(seed)
     name, options = ("shared_bottom", None) if parents is None else ("dbmtl", DBMTLOptions(parents))
-    model = build_model(name, data.schema, ArchSpec.dense(data.schema, 2), ModelConfig((32,), (8,), options=options))
+    model = build_model(name, data.schema, ArchSpec.dense(data.schema, 2), ModelConfig((8,), (32,), options=options))
     train(model, Rows.concatenate([data.roles["train"], data.roles["arch"]]), data.roles["valid"],
           TrainConfig(epochs=8, patience=8, batch_size=256, learning_rate=3e-3, device="cpu", seed=seed))
     test = data.roles["test"]
