@@ -31,6 +31,7 @@ from ctrmodels.errors import InputError
 from ctrmodels.fusion.graph import FusedGraph
 from ctrmodels.fusion.spec import FusionSpec
 from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.one_score import OneScoreModel
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import FeatureEncoder
 from ctrmodels.nn.packed import PackedTable
@@ -38,7 +39,7 @@ from ctrmodels.nn.table import Table
 from ctrmodels.training.checkpoint import digest_of
 from ctrmodels.zoo.base import CTRModel
 
-Model = CTRModel | MultiObjectiveModel
+Model = CTRModel | MultiObjectiveModel | OneScoreModel
 TOLERANCE = 1e-5  # absolute, and relative for scores beyond 1
 FUSED_TOLERANCE = 1e-6  # of the fused score given the exported scores, absolute and relative
 CHECKED_ROWS = 64

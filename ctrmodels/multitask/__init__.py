@@ -3,7 +3,7 @@
 from ctrmodels.multitask.chains import Chain, Event, Factor, esmm, independent
 from ctrmodels.multitask.checkpoint import load_model
 from ctrmodels.multitask.model import MultiObjectiveModel
-from ctrmodels.multitask.models import MODELS, Blueprint, build_model
+from ctrmodels.multitask.models import MODELS, ONE_SCORE, Blueprint, build, build_model
 from ctrmodels.multitask.models.dcrnn import DCRNN, DCRNNOptions
 from ctrmodels.multitask.models.deepmcp import DeepMCPOptions
 from ctrmodels.multitask.models.dupn import DUPN, DUPNOptions
@@ -12,9 +12,11 @@ from ctrmodels.multitask.models.mixtures import MixtureOptions, MMoE, OMoE
 from ctrmodels.multitask.models.nmtr import NMTROptions
 from ctrmodels.multitask.models.ple import PLE, PLEOptions
 from ctrmodels.multitask.models.shared_bottom import SharedBottom
+from ctrmodels.multitask.one_score import OneScoreModel, RankingOptions, WeightedOptions
 from ctrmodels.multitask.parts import Auxiliary, ModelConfig, Parts, Side, Site, SplitTrunk, Transfer, Trunk
 
-__all__ = ["DCRNN", "DUPN", "MODELS", "PLE", "Auxiliary", "Blueprint", "Chain", "DCRNNOptions", "DUPNOptions",
-           "DeepMCPOptions", "Event", "Factor", "Identity", "MMoE", "MixtureOptions", "ModelConfig",
-           "MultiObjectiveModel", "NMTROptions", "OMoE", "PLEOptions", "Parts", "SharedBottom", "Side", "Site",
-           "SplitTrunk", "Transfer", "Trunk", "build_model", "esmm", "independent", "load_model"]
+__all__ = ["DCRNN", "DUPN", "MODELS", "ONE_SCORE", "PLE", "Auxiliary", "Blueprint", "Chain", "DCRNNOptions",
+           "DUPNOptions", "DeepMCPOptions", "Event", "Factor", "Identity", "MMoE", "MixtureOptions", "ModelConfig",
+           "MultiObjectiveModel", "NMTROptions", "OMoE", "OneScoreModel", "PLEOptions", "Parts", "RankingOptions",
+           "SharedBottom", "Side", "Site", "SplitTrunk", "Transfer", "Trunk", "WeightedOptions", "build", "build_model",
+           "esmm", "independent", "load_model"]
