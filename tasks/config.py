@@ -982,6 +982,10 @@ class Retrain(Section):
         models: ``MODEL``, whose losses are added up, or ``MODEL-BALANCER``, such as ``mmoe-uncertainty``: the same
             model with its losses balanced. docs/models.md has the names of both.
         loss_weights: objective → weight of its loss, 1 where absent; read by ``MODEL-fixed`` and ``MODEL-decay``.
+        regression: regression objective → how it is learned: ``log``, the squared error of its logarithm;
+            ``logistic``, weighted logistic regression; ``ziln``, a zero-inflated log-normal distribution;
+            ``per_duration``, its ratio to the mean of rows of like ``duration``. ``log`` where absent.
+        duration: the field whose ids or buckets tell the duration.
     """
 
     models: Annotated[tuple[Annotated[str, Field(pattern=f"^({'|'.join(MODELS)})(-({'|'.join(BALANCERS)}))?$",
@@ -991,6 +995,8 @@ class Retrain(Section):
     bottom: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     tower: tuple[Annotated[int, Field(ge=1)], ...] = (32,)
     loss_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    regression: dict[str, Literal["log", "logistic", "ziln", "per_duration"]] = {}
+    duration: str | None = None
     balancers: Balancers = Balancers()
     mmoe: Mmoe = Mmoe()
     ple: Ple = Ple()

@@ -84,7 +84,7 @@ class Lists:
         new = torch.ones_like(unit, dtype=torch.bool)
         new[1:] = (unit[1:] != unit[:-1]) | (grade[1:] != grade[:-1])
         block = new.cumsum(0) - 1
-        behind = torch.cat([rows[new][1:], rows.new_tensor([len(order)])])[block]  # first row after those of equal grade
+        behind = torch.cat([rows[new][1:], rows.new_tensor([len(order)])])[block]  # first row of a lower grade
         count = (self.start + self.size)[unit] - behind
         better = rows.repeat_interleave(count)
         step = torch.arange(len(better), device=order.device) - (count.cumsum(0) - count)[better]

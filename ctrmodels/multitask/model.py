@@ -23,7 +23,7 @@ from ctrmodels.data.schema import Objective, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.losses import cross_entropy
 from ctrmodels.multitask.parts import Parts, Pass
-from ctrmodels.multitask.regression import LogTarget
+from ctrmodels.multitask.regression import LogTarget, Target
 from ctrmodels.multitask.spaces import ALL, joint_label, space_mask
 from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
 from ctrmodels.nn.losses import masked_mean
@@ -41,24 +41,34 @@ class MultiObjectiveModel(nn.Module):
         parts: trunk, chain, towers and what else the model has.
         dropout: after every hidden layer of the towers.
         loss_weights: objective → weight of its loss; 1 where absent.
+        targets: regression objective → what its head says; its logarithm where absent.
     """
 
     def __init__(self, schema: Schema, encoder: FeatureEncoder | SeparateEncoders, wide: WideHead | SeparateWide,
-                 parts: Parts, dropout: float = 0.0, loss_weights: Mapping[str, float] | None = None) -> None:
+                 parts: Parts, dropout: float = 0.0, loss_weights: Mapping[str, float] | None = None,
+                 targets: Mapping[str, Target] | None = None) -> None:
         super().__init__()
         self.schema, self.chain, self.loss_weights = schema, parts.chain, dict(loss_weights or {})
         self.encoder, self.wide, self.trunk, self.transfer = encoder, wide, parts.trunk, parts.transfer
         self.names = [o.name for o in schema.objectives]
         self.heads = [*self.names, *parts.further]
-        self.towers = nn.ModuleList(MLP(parts.trunk.width, parts.tower, dropout, width_out=1) for _ in self.heads)
+        self.regressions = [o for o in schema.objectives if o.kind == "regression"]
+        self.targets = nn.ModuleDict({o.name: (targets or {}).get(o.name) or LogTarget() for o in self.regressions})
+        said = {o.name: self._target(o.name) for o in self.regressions}
+        self.sizes = [said[name].width + said[name].known if name in said else 1 for name in self.heads]
+        self.towers = nn.ModuleList(
+            MLP(parts.trunk.width, parts.tower, dropout, width_out=said[name].width if name in said else 1)
+            for name in self.heads)
         self.side, self.auxiliaries = parts.side, nn.ModuleList(parts.auxiliaries)
         self._explaining = False
-        self.regressions = [o for o in schema.objectives if o.kind == "regression"]
-        self.targets = nn.ModuleDict({o.name: LogTarget() for o in self.regressions})
 
     def forward(self, batch: Batch) -> Tensor:
-        """One output per objective [B, K], a logit, or a standardised logarithm for a regression; then the logits of
-        further heads."""
+        """All heads' outputs side by side: a logit per binary objective, what its target says of a regression; then
+        the logits of further heads.
+
+        Returns:
+            [B, K], or wider where there are further heads or a target has several numbers per row.
+        """
         return self.outputs(self.encoder(batch))
 
     def loss(self, batch: Batch) -> Tensor:
@@ -78,7 +88,7 @@ class MultiObjectiveModel(nn.Module):
         encoded = self.encoder(batch)
         outputs = self.outputs(encoded)
         if self.side is not None:
-            outputs = outputs + self.side(batch)
+            outputs = self.beside(outputs, self.side(batch))
         losses = {name: self.loss_weights.get(name.partition("@")[0], 1.0) * value
                   for name, value in self.losses(outputs, batch.labels).items()}
         rest = encoded.penalty
@@ -97,7 +107,7 @@ class MultiObjectiveModel(nn.Module):
         """The supervised losses by score name.
 
         Args:
-            outputs: [B, K] of :meth:`forward`.
+            outputs: of :meth:`forward`.
             labels: [B, K], NaN where unknown.
 
         Returns:
@@ -124,11 +134,11 @@ class MultiObjectiveModel(nn.Module):
         """
         outputs = self(batch)
         if self.side is not None and self._explaining:
-            outputs = outputs + self.side(batch)
+            outputs = self.beside(outputs, self.side(batch))
         return self.scores(outputs)
 
     def scores(self, outputs: Tensor) -> dict[str, Tensor]:
-        """:meth:`predict` from outputs [B, K]."""
+        """:meth:`predict` from outputs of :meth:`forward`."""
         heads = self._heads(outputs)
         scores = {name: log_p.exp() for name, log_p in self.chain.log_probabilities(heads).items()}
         for o in self.regressions:
@@ -156,9 +166,21 @@ class MultiObjectiveModel(nn.Module):
             representations = self.trunk.represent(encoded)
         if self.transfer is not None:
             representations = self.transfer(representations)
-        deep = [tower(h) for tower, h in zip(self.towers, representations, strict=True)]  # K × [B, 1]
+        deep = [tower(h) for tower, h in zip(self.towers, representations, strict=True)]  # [B, 1] or wider each
+        for o in self.regressions:
+            if self._target(o.name).known:
+                k = self.heads.index(o.name)
+                deep[k] = torch.cat([deep[k], self._target(o.name).offset(encoded.batch.ids)], dim=1)
         # Losses and chains are computed in float32, whatever the network's own precision.
-        return (torch.cat(deep, dim=1) + self.wide(encoded)).float()
+        return self.beside(torch.cat(deep, dim=1), self.wide(encoded)).float()
+
+    def beside(self, outputs: Tensor, more: Tensor) -> Tensor:
+        """``outputs`` with ``more``, a number per head, added to the first column of every head."""
+        if outputs.shape[1] == more.shape[1]:
+            return outputs + more
+        parts = [nn.functional.pad(column, (0, size - 1))
+                 for column, size in zip(more.split(1, dim=1), self.sizes, strict=True)]
+        return outputs + torch.cat(parts, dim=1)
 
     def gates(self, batch: Batch) -> Tensor | None:
         """Mixing weights [B, K, E] of a gated trunk, ``None`` for others."""
@@ -188,32 +210,45 @@ class MultiObjectiveModel(nn.Module):
                     flops=linear + own + self.encoder.flops() + self.wide.flops(),
                     bytes=4 * (stored + other) + overhead)
 
-    def fit_targets(self, labels: np.ndarray) -> None:
-        """Before training: scale of every regression objective from the training labels [N, K].
+    @property
+    def needs_ids(self) -> bool:
+        """Whether a target reads the rows' ids."""
+        return any(self._target(o.name).known for o in self.regressions)
+
+    def fit_targets(self, labels: np.ndarray, ids: np.ndarray | None = None) -> None:
+        """Before training: scale of every regression objective.
+
+        Args:
+            labels: [N, K] of the training rows.
+            ids: [N, F] of the same rows, where :attr:`needs_ids`.
 
         Raises:
-            InputError: a regression objective has no value in its space, or a negative one.
+            InputError: a regression objective has no value in its space, or a negative one, or none that its target
+                could learn from.
         """
         for o in self.regressions:
-            values = self._values(o, labels)[1]
+            mask, values = self._values(o, labels)
             try:
-                self._target(o.name).fit(values)
+                self._target(o.name).fit(values, None if ids is None else ids[mask])
             except ValueError as error:
                 raise InputError("outputs/encode", o.name, float(values.min()) if len(values) else "no value",
-                                 "a regression objective needs values of 0 or more on its own rows",
+                                 f"a regression objective needs values of 0 or more on its own rows: {error}",
                                  "mend its `label:` in data.objectives") from error
 
-    def fit_smearing(self, outputs: np.ndarray, labels: np.ndarray) -> None:
-        """After training: smearing factor of every regression objective from outputs and labels [N, K]."""
+    def fit_residuals(self, outputs: np.ndarray, labels: np.ndarray) -> None:
+        """After training: what only residuals tell, from outputs of :meth:`forward` and labels [N, K]."""
+        heads = self._heads(torch.from_numpy(outputs))
         for o in self.regressions:
             mask, values = self._values(o, labels)
-            self._target(o.name).fit_smearing(outputs[mask, self.names.index(o.name)], values)
+            self._target(o.name).fit_residuals(heads[o.name].numpy()[mask], values)
 
     def _heads(self, outputs: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.heads, outputs.unbind(dim=1), strict=True))
+        """Head → its part of the outputs, [B] where that is one column."""
+        parts = zip(self.heads, outputs.split(self.sizes, dim=1), strict=True)
+        return {name: part.squeeze(1) if part.shape[1] == 1 else part for name, part in parts}
 
-    def _target(self, name: str) -> LogTarget:
-        return cast(LogTarget, self.targets[name])
+    def _target(self, name: str) -> Target:
+        return cast(Target, self.targets[name])
 
     def _labels(self, labels: Tensor, objective: str, space: str) -> tuple[Tensor, Tensor]:
         """Labels [B] of an objective and the mask [B] of its rows; labels outside the mask are 0."""

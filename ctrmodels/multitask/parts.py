@@ -37,6 +37,9 @@ class ModelConfig:
         l2: weight of the squared norm of the embeddings that a batch touches, per row of the batch.
         gate_init: where the pairs' gates start.
         loss_weights: objective → weight of its loss; 1 where absent.
+        regression: regression objective → its target, one of :data:`ctrmodels.multitask.regression.TARGETS`; ``log``
+            where absent.
+        duration: name of the field that the target ``per_duration`` takes its buckets from.
         options: settings that only the model itself has, of the class that its blueprint names; ``None`` = their
             defaults.
     """
@@ -47,6 +50,8 @@ class ModelConfig:
     l2: float = 0.0
     gate_init: float = 0.1
     loss_weights: Mapping[str, float] = field(default_factory=dict)
+    regression: Mapping[str, str] = field(default_factory=dict)
+    duration: str | None = None
     options: Any = None
 
 
@@ -127,7 +132,7 @@ class Side(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
-        """[B, K]."""
+        """[B, K], one number for the first output of every head."""
 
     def check(self, rows: Rows) -> None:
         """Refuse to learn from ``rows``.
@@ -149,8 +154,8 @@ class Pass:
     Attributes:
         batch: B rows, with their labels.
         encoded: what the encoder made of them.
-        outputs: [B, K] of the towers, with the side's part.
-        heads: head → its column of ``outputs``, [B].
+        outputs: of the towers, with the side's part; [B, K] if every head has one number per row.
+        heads: head → its part of ``outputs``: [B], or [B, n] for a regression target of several numbers.
     """
 
     batch: Batch

@@ -113,7 +113,8 @@ class ItemHalf(_Half):
                    for name, fields in mine.items()}
         # The linear part is that of the items, for the look-up and the values are theirs; the user's stands beside it.
         encoded = self.encoder.encode(batch, self.layout(batch), by_name)
-        return model.scores(model.outputs(encoded, self.trunk.joined(state[USER], encoded)) + state[WIDE])
+        outputs = model.outputs(encoded, self.trunk.joined(state[USER], encoded))
+        return model.scores(model.beside(outputs, state[WIDE]))
 
 
 def _order(mine: list[bool]) -> Tensor:

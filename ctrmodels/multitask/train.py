@@ -20,8 +20,8 @@ def train(model: MultiObjectiveModel, rows: Rows, valid: Rows, config: TrainConf
     A model with a side stops by scores that have it: the clicks that a log shows depend on the positions, so that
     judged without them the epoch is best that passes most of their effect off as the items'.
 
-    Around the common loop it sets what a loop cannot: the scale of regression objectives before, and their
-    smearing factors after, both from ``rows``. Without a balancer the (weighted) sum of the losses is minimised.
+    Around the common loop it sets what a loop cannot: the scale of regression objectives before, and what their
+    residuals tell after, both from ``rows``. Without a balancer the (weighted) sum of the losses is minimised.
 
     Raises:
         InputError: a regression objective has no value in its space, or a negative one; the rows lack what the
@@ -31,11 +31,11 @@ def train(model: MultiObjectiveModel, rows: Rows, valid: Rows, config: TrainConf
     if model.side is not None:
         model.side.check(rows)
     if model.regressions:
-        model.fit_targets(rows.labels)
+        model.fit_targets(rows.labels, rows.ids if model.needs_ids else None)
     with model.explaining():
         result = fit(model, rows, valid, config, mean_auc(rows.schema), checkpoint, balancer)
     if model.regressions:
-        model.fit_smearing(_outputs(model, rows), rows.labels)
+        model.fit_residuals(_outputs(model, rows), rows.labels)
     return result
 
 

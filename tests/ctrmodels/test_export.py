@@ -16,6 +16,7 @@ from ctrmodels.data import Field, Objective, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.export import export_onnx, export_package, export_split
 from ctrmodels.multitask import DUPN, MultiObjectiveModel
+from ctrmodels.multitask.regression import TARGETS
 from ctrmodels.multitask.spaces import score_names
 from ctrmodels.multitask.split import ItemHalf, UserHalf
 from ctrmodels.serving import Scorer
@@ -81,6 +82,16 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
         assert_equal(found, eager(model, rows))
     assert set(found) == ({"click@all"} if name not in dict(MULTI) else set(score_names(SCHEMA)))
     assert all(np.ptp(score) > 0.01 for score in found.values())
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "log"])
+def test_every_regression_target_is_exported(target: str, tmp_path: Path) -> None:
+    model, rows = build("shared_bottom", "uniform", target=target), draw(300)
+    export_onnx(model, SCHEMA, tmp_path / "onnx")
+    found = Scorer(tmp_path / "onnx").score(rows["ids"], rows["numeric"], histories(rows))
+    assert_equal(found, eager(model, rows))
+    assert np.ptp(found["dwell@click"]) > 0.01
+    export_package(model, SCHEMA, tmp_path / "package")
 
 
 @pytest.mark.parametrize("name", ["autodeepfm", "autoipnn", "mmoe", "dupn"])

@@ -59,17 +59,24 @@ TABLES: Mapping[str, Alloc] = {
     "dense": ALLOCS["uniform"], "dims": ALLOCS["field_dims"], "single": ALLOCS["mask"]}
 
 
-def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False, options: Any = None) -> Model:
-    """A model whose parameters and statistics all count, with the values that were pruned still at zero."""
+def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False, options: Any = None,
+          target: str = "log") -> Model:
+    """A model whose parameters and statistics all count, with the values that were pruned still at zero.
+
+    Args:
+        target: of the objective ``dwell``, by ``price`` where that is per duration.
+    """
     spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc], interactions=GROWN if grown else all_pairs(schema),
                        groups=GROUPS if grown else (), tables=TABLES if grown else {})
     torch.manual_seed(0)
     if name in MODELS or name in HOSTS:
         model: Model = {**HOSTS, **MODELS}[name](schema, spec, "click", dropout=0.1, l2=0.1)
     else:
-        model = build_model(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1, options=options))
+        model = build_model(name, schema, spec, ModelConfig(
+            (8,), (6,), dropout=0.1, l2=0.1, options=options, duration="price",
+            regression={o.name: target for o in schema.objectives if o.kind == "regression"}))
         values = [[3.0, 40.0] if o.kind == "regression" else [1.0, 1.0] for o in schema.objectives]
-        model.fit_targets(np.array(values, np.float32).T)
+        model.fit_targets(np.array(values, np.float32).T, np.zeros((2, len(schema.id_fields)), int))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)

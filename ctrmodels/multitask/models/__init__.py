@@ -24,6 +24,7 @@ from ctrmodels.multitask.models.shared_bottom import shared_bottom
 from ctrmodels.multitask.models.single import single
 from ctrmodels.multitask.models.youtube import YouTubeOptions, youtube
 from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
+from ctrmodels.multitask.regression import Target, build_target
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
 from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
 
@@ -75,8 +76,8 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
         config: sizes.
 
     Raises:
-        InputError: unknown model, a loss weight for an objective that the log does not have, or a model that
-            needs what the log or its options do not have, such as a chain of objectives.
+        InputError: unknown model, a loss weight or a target for an objective that the log does not have, or a model
+            or target that needs what the log or its options do not have, such as a chain of objectives.
     """
     if name not in MODELS:
         raise InputError("params.yaml", "retrain.models", name, "unknown model", f"use {', '.join(MODELS)}")
@@ -84,9 +85,19 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
     for unknown in sorted(set(config.loss_weights) - set(names)):
         raise InputError("params.yaml", "retrain.loss_weights", unknown, "no such objective",
                          f"use {', '.join(names)}")
+    targets = _targets(schema, config)
     blueprint = MODELS[name]
     options = blueprint.options() if config.options is None else config.options
     encoder = blueprint.encoder(schema, spec, config.dropout, config.l2)
     parts = blueprint.parts(Site(schema, spec, config, options, encoder.width))
     wide = blueprint.wide(schema, spec, len(names) + len(parts.further), config.gate_init)
-    return MultiObjectiveModel(schema, encoder, wide, parts, config.dropout, config.loss_weights)
+    return MultiObjectiveModel(schema, encoder, wide, parts, config.dropout, config.loss_weights, targets)
+
+
+def _targets(schema: Schema, config: ModelConfig) -> dict[str, Target]:
+    """Regression objective → its target."""
+    names = [o.name for o in schema.objectives if o.kind == "regression"]
+    for unknown in sorted(set(config.regression) - set(names)):
+        raise InputError("params.yaml", "retrain.regression", unknown, "no regression objective of that name",
+                         f"use {', '.join(names)}" if names else "take it out: all objectives are binary")
+    return {n: build_target(config.regression.get(n, "log"), schema, config.duration) for n in names}

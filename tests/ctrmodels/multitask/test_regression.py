@@ -21,7 +21,7 @@ def test_smearing_turns_a_predicted_logarithm_into_the_expected_value() -> None:
     target.fit(y)
     output = (3 + x - float(target.mean)) / float(target.sd)  # the best logarithm there is
     before = target.expected(torch.from_numpy(output)).mean().item()
-    target.fit_smearing(output, y)
+    target.fit_residuals(output, y)
     after = target.expected(torch.from_numpy(output)).mean().item()
     assert before / y.mean() < 0.78
     assert after / y.mean() == pytest.approx(1.0, abs=0.02)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ctrmodels.multitask.regression.base import Target
 
 
-class LogTarget(nn.Module):
-    """Between a head's output z and a value y >= 0: ``z`` predicts ``(log(1 + y) - mean) / sd``.
+class LogTarget(Target):
+    """``z`` predicts ``(log(1 + y) - mean) / sd``.
 
     The standardised logarithm puts a loss in seconds on the scale of a cross-entropy. Turned back,
     ``exp(E[log(1 + y)])`` is too small by the spread of the residuals, so it is multiplied by Duan's (1983)
@@ -16,7 +18,7 @@ class LogTarget(nn.Module):
 
     Attributes:
         mean, sd: of ``log(1 + y)`` on the training rows of the objective's own space.
-        smearing: mean of ``exp(residual)`` there; 1 until :meth:`fit_smearing`.
+        smearing: mean of ``exp(residual)`` there; 1 until :meth:`fit_residuals`.
     """
 
     mean: Tensor
@@ -28,27 +30,23 @@ class LogTarget(nn.Module):
         for name, value in (("mean", 0.0), ("sd", 1.0), ("smearing", 1.0)):
             self.register_buffer(name, torch.tensor(value))
 
-    def fit(self, values: np.ndarray) -> None:
-        """Take mean and spread from the training values [n].
-
-        Raises:
-            ValueError: no values, or a negative one.
-        """
+    def fit(self, values: np.ndarray, ids: np.ndarray | None = None) -> None:
+        """See :class:`Target`; values may all be 0."""
         if not len(values) or values.min() < 0:
-            raise ValueError("a log target needs values, none of them negative")
+            raise ValueError("a regression target needs values, none of them negative")
         logs = np.log1p(values.astype(np.float64))
         self.mean.fill_(float(logs.mean()))
         self.sd.fill_(float(logs.std()) or 1.0)
 
-    def fit_smearing(self, outputs: np.ndarray, values: np.ndarray) -> None:
+    def fit_residuals(self, outputs: np.ndarray, values: np.ndarray) -> None:
         """Take the smearing factor from a trained head's outputs [n] on the training values [n]."""
         predicted = float(self.mean) + float(self.sd) * outputs.astype(np.float64)
         self.smearing.fill_(float(np.exp(np.log1p(values.astype(np.float64)) - predicted).mean()))
 
     def loss(self, output: Tensor, value: Tensor) -> Tensor:
-        """Squared error of the standardised logarithm, per row; same shape."""
+        """See :class:`Target`: squared error of the standardised logarithm; ``output`` [B]."""
         return (output - (torch.log1p(value) - self.mean) / self.sd).square()
 
     def expected(self, output: Tensor) -> Tensor:
-        """Expected value, at least 0; same shape."""
+        """See :class:`Target`; ``output`` [B]."""
         return (torch.exp(self.mean + self.sd * output) * self.smearing - 1.0).clamp(min=0.0)
