@@ -26,7 +26,7 @@ class Batch:
 
     Shapes: ``ids`` int32 [B, F]; ``numeric`` float32 [B, N]; ``sequences[name]`` int32 [B, L], oldest step
     first, padded on the right with -1; ``labels`` float32 [B, K], NaN where unknown; ``position`` int32 [B],
-    0 where unknown.
+    0 where unknown; ``group`` int32 [B], a number per list, in batches that hold their lists whole.
     """
 
     ids: Tensor
@@ -34,6 +34,7 @@ class Batch:
     sequences: dict[str, Tensor]
     labels: Tensor
     position: Tensor
+    group: Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -41,7 +42,7 @@ class Batch:
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """A batch of ``change`` applied to every column."""
         return Batch(change(self.ids), change(self.numeric), {k: change(v) for k, v in self.sequences.items()},
-                     change(self.labels), change(self.position))
+                     change(self.labels), change(self.position), None if self.group is None else change(self.group))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same rows on ``device``."""
@@ -50,6 +51,7 @@ class Batch:
     def select(self, index: Tensor) -> Batch:
         """Rows ``index``, integers [n], in that order."""
         columns = [self.ids, self.numeric, *self.sequences.values(), self.labels, self.position]
+        columns += [] if self.group is None else [self.group]
         compiled = kernels(*columns, index)
         if not compiled:
             return self.each(lambda column: column.index_select(0, index))
@@ -58,7 +60,7 @@ class Batch:
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
-        """All rows of ``parts`` in order."""
+        """All rows of ``parts`` in order; of several parts without their lists."""
         if len(parts) == 1:
             return parts[0]
         sequences = {k: torch.cat([p.sequences[k] for p in parts]) for k in parts[0].sequences}
