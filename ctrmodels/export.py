@@ -32,6 +32,7 @@ from ctrmodels.errors import InputError
 from ctrmodels.fusion.graph import FusedGraph
 from ctrmodels.fusion.spec import FusionSpec
 from ctrmodels.multitask.model import MultiObjectiveModel
+from ctrmodels.multitask.one_score import OneScoreModel
 from ctrmodels.multitask.spaces import score_names
 from ctrmodels.multitask.split import ItemHalf, UserHalf
 from ctrmodels.nn.embedding import FieldEmbedding
@@ -41,7 +42,7 @@ from ctrmodels.nn.table import Table
 from ctrmodels.training.checkpoint import digest_of
 from ctrmodels.zoo.base import CTRModel
 
-Model = CTRModel | MultiObjectiveModel
+Model = CTRModel | MultiObjectiveModel | OneScoreModel
 M = TypeVar("M", bound=Model)
 TOLERANCE = 1e-5  # absolute, and relative for scores beyond 1
 FUSED_TOLERANCE = 1e-6  # of the fused score given the exported scores, absolute and relative

@@ -28,7 +28,9 @@ GATED_HOSTS = ("autodeepfm", "autoipnn")
 HOSTS = (*GATED_HOSTS, *(name for name in BASELINES if name not in ("lr", "din")))
 MODELS = ("single", "shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm", "esm2", "dbmtl", "aitm",
           "youtube", "dupn", "deepmcp", "nmtr", "dcrnn")
+ONE_SCORE = ("weighted", "bpr", "listnet", "list_mle", "lambdarank", "jrc")  # with nothing to balance
 BALANCERS = ("fixed", "decay", "uncertainty", "dwa", "gradnorm", "pcgrad", "mgda", "pareto", "random")
+RETRAINED = f"^(({'|'.join(MODELS)})(-({'|'.join(BALANCERS)}))?|{'|'.join(ONE_SCORE)})$"
 
 
 def form(section: str, title: str) -> dict[str, Any]:
@@ -973,6 +975,38 @@ class Dcrnn(Section):
     chain: Literal["independent", "esmm"] = "independent"
 
 
+class Weighted(Section):
+    """One network of the first binary objective, whose positives weigh more for what followed.
+
+    Attributes:
+        actions: objective → weight that it adds per action, or per ``log(1 + value)`` of an amount.
+        negative: weight of rows without the first event.
+        cap: largest weight of a row.
+    """
+
+    actions: dict[str, Annotated[float, Field(ge=0, le=1000)]] = {}
+    negative: Annotated[float, Field(gt=0, le=100)] = 1.0
+    cap: Annotated[float, Field(ge=1, le=1000)] = 50.0
+
+
+class Ranking(Section):
+    """One network that orders lists: ``bpr``, ``listnet``, ``list_mle``, ``lambdarank`` and ``jrc``; needs data.group.
+
+    Attributes:
+        grades: objective → what it adds to a row's grade; 1 where absent. ``jrc`` knows the first binary one alone.
+        pair_weight: of bpr: ``one``, or ``gain``, the difference of ``2^grade``.
+        per_list: of bpr: lists count alike, however many pairs they have.
+        temperature: of listnet's targets, ``null`` = shares of the grades.
+        alpha: of jrc: share of the cross-entropy.
+    """
+
+    grades: dict[str, Annotated[float, Field(ge=0, le=20)]] = {}
+    pair_weight: Literal["one", "gain"] = "one"
+    per_list: bool = True
+    temperature: Annotated[float, Field(gt=0, le=100)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
 class Retrain(Section):
     """The multi-objective models trained on the chosen architecture.
 
@@ -980,7 +1014,7 @@ class Retrain(Section):
 
     Attributes:
         models: ``MODEL``, whose losses are added up, or ``MODEL-BALANCER``, such as ``mmoe-uncertainty``: the same
-            model with its losses balanced. docs/models.md has the names of both.
+            model with its losses balanced. docs/models.md has the names of both, and of the models of one score.
         loss_weights: objective → weight of its loss, 1 where absent; read by ``MODEL-fixed`` and ``MODEL-decay``.
         regression: regression objective → how it is learned: ``log``, the squared error of its logarithm;
             ``logistic``, weighted logistic regression; ``ziln``, a zero-inflated log-normal distribution;
@@ -988,8 +1022,8 @@ class Retrain(Section):
         duration: the field whose ids or buckets tell the duration.
     """
 
-    models: Annotated[tuple[Annotated[str, Field(pattern=f"^({'|'.join(MODELS)})(-({'|'.join(BALANCERS)}))?$",
-                                                 json_schema_extra={"examples": list(MODELS)})], ...],
+    models: Annotated[tuple[Annotated[str, Field(pattern=RETRAINED,
+                                                 json_schema_extra={"examples": [*MODELS, *ONE_SCORE]})], ...],
                       Field(min_length=1, json_schema_extra=form("Models", "Multi-objective models"))]
     seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Models", "Seeds per model"))] = 3
     bottom: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
@@ -1008,6 +1042,8 @@ class Retrain(Section):
     deepmcp: DeepMcp = DeepMcp()
     nmtr: Nmtr = Nmtr()
     dcrnn: Dcrnn = Dcrnn()
+    weighted: Weighted = Weighted()
+    ranking: Ranking = Ranking()
 
     @model_validator(mode="after")
     def _weights_have_readers(self) -> Retrain:

@@ -27,8 +27,8 @@ from ctrmodels.multitask.checkpoint import WEIGHTS, load_weights, save_descripti
 from ctrmodels.multitask.evaluation import evaluate_scores, mean_over_objectives
 from ctrmodels.multitask.gates import GateReport, gate_report
 from ctrmodels.multitask.model import MultiObjectiveModel
-from ctrmodels.multitask.models import MODELS as BLUEPRINTS
-from ctrmodels.multitask.models import build_model
+from ctrmodels.multitask.models import build, options_of
+from ctrmodels.multitask.one_score import LOSSES, OneScoreModel
 from ctrmodels.multitask.parts import ModelConfig
 from ctrmodels.multitask.predictions import Predictions
 from ctrmodels.multitask.spaces import ALL, space_mask
@@ -37,12 +37,13 @@ from ctrmodels.training import TrainConfig, predict, run_trials, seed_everything
 from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import resolve_device
 from tasks import model_figures
-from tasks.config import BALANCERS, MODELS, Params, model_and_balancer
+from tasks.config import BALANCERS, MODELS, ONE_SCORE, Params, model_and_balancer
 from tasks.runtime.stage import Stage, main
 from tasks.training import train_config
 
 LEARNS_FROM = ("train", "arch")
-SHARED_SECTIONS = {"omoe": "mmoe", "mmoe_esmm": "mmoe", "cgc": "ple"}  # model → the section that its settings are in
+# model → the section that its settings are in
+SHARED_SECTIONS = {"omoe": "mmoe", "mmoe_esmm": "mmoe", "cgc": "ple", **dict.fromkeys(LOSSES, "ranking")}
 GATE_ROWS = 100_000  # rows of `valid` that the use of the experts is measured on
 
 
@@ -55,8 +56,8 @@ def run(stage: Stage) -> None:
     spec.check(schema, spec_folder)
     check_labels(dataset)
     config, balancing = model_config(stage.params, str(stage.key)), balancing_of(stage.params, str(stage.key))
-    model = build_model(model_name, schema, spec, config)
-    if balancing is not None:
+    model = build(model_name, schema, spec, config)
+    if balancing is not None and isinstance(model, MultiObjectiveModel):
         build_balancer(balancing.name, model, balancing.options)  # refused before any training
 
     trials = [{"encoded": encoded, "spec_folder": spec_folder, "name": model_name, "config": config,
@@ -66,12 +67,13 @@ def run(stage: Stage) -> None:
     with stage.timed("training"):
         results = run_trials(train_seed, trials)
     stage.measure("seconds.per_seed", [r.pop("seconds") for r in results])
-    best = max(results, key=lambda r: (mean_over_objectives(schema, r["metrics"], "auc"), -r["seed"]))
+    metric = "gauc" if is_relative(model) else "auc"
+    best = max(results, key=lambda r: (mean_over_objectives(schema, r["metrics"], metric), -r["seed"]))
 
     save_description(stage.out, model_name, schema, spec, config)
     keep_weights(stage, [r["seed"] for r in results], best["seed"])
     load_weights(stage.out / WEIGHTS, model)
-    if model.side is not None:
+    if isinstance(model, MultiObjectiveModel) and model.side is not None:
         model.side.save(stage.out)
     model.to(resolve_device(stage.params.training.device))
     with stage.timed("prediction"):  # on one thread like the trials, so that no bit depends on the cores
@@ -83,7 +85,8 @@ def run(stage: Stage) -> None:
     stage.figure(model_figures.training_curves(results))
     if balancing is not None:
         stage.figure(model_figures.loss_weights(best))
-    stage.figure(model_figures.calibration(schema, valid, f"Calibration of {stage.key} on valid"))
+    if not valid.relative:
+        stage.figure(model_figures.calibration(schema, valid, f"Calibration of {stage.key} on valid"))
     if gates is not None:
         stage.metrics(gates.values(model.names), "gates.")
         stage.figure(model_figures.gates(gates, model.names))
@@ -104,14 +107,16 @@ def train_seed(encoded: Path, spec_folder: Path, name: str, config: ModelConfig,
     started = time.perf_counter()
     seed_everything(training.seed)
     dataset = Dataset(encoded, (*LEARNS_FROM, "valid"))
-    model = build_model(name, dataset.schema, ArchSpec.load(spec_folder), config)
+    model = build(name, dataset.schema, ArchSpec.load(spec_folder), config)
     valid = dataset.role("valid")
-    balancer = None if balancing is None else build_balancer(balancing.name, model, balancing.options, training.seed)
+    balancer = None
+    if balancing is not None and isinstance(model, MultiObjectiveModel):
+        balancer = build_balancer(balancing.name, model, balancing.options, training.seed)
     fitted = train(model, dataset.role(*LEARNS_FROM), valid, training,
                    Checkpoint(out / "training.safetensors", checkpoint_steps), balancer)
     scores = predict(model, valid)
     found = {"seed": training.seed, "best_epoch": fitted.best_epoch, "history": fitted.history,
-             "metrics": evaluate_scores(dataset.schema, valid.labels, scores, valid.group),
+             "metrics": evaluate_scores(dataset.schema, valid.labels, scores, valid.group, is_relative(model)),
              "seconds": round(time.perf_counter() - started, 3)}
     out.mkdir(parents=True, exist_ok=True)
     save_weights(out / WEIGHTS, model)
@@ -143,10 +148,15 @@ def model_config(params: Params, key: str) -> ModelConfig:
     r, t = params.retrain, params.training
     name, balancer = model_and_balancer(key)
     section = getattr(r, SHARED_SECTIONS.get(name, name), None)
-    options = BLUEPRINTS[name].options(**({} if section is None else section.model_dump()))
+    options = options_of(name)(**({} if section is None else section.model_dump()))
     return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, gate_init=t.gate_init,
                        loss_weights=r.loss_weights if balancer in ("fixed", "decay") else {},
                        regression=r.regression, duration=r.duration, options=options)
+
+
+def is_relative(model: MultiObjectiveModel | OneScoreModel) -> bool:
+    """Whether its scores say something inside a list only."""
+    return isinstance(model, OneScoreModel) and model.relative
 
 
 def check_labels(dataset: Dataset) -> None:
@@ -175,7 +185,8 @@ def keep_weights(stage: Stage, seeds: Sequence[int], best: int) -> None:
     shutil.copyfile(stage.scratch / f"seed={best}" / WEIGHTS, stage.out / WEIGHTS)
 
 
-def score(model: MultiObjectiveModel, encoded: Path, out: Path) -> tuple[Predictions, GateReport | None]:
+def score(model: MultiObjectiveModel | OneScoreModel, encoded: Path,
+          out: Path) -> tuple[Predictions, GateReport | None]:
     """Write the predictions of ``valid`` and ``test`` into ``out``.
 
     Returns:
@@ -187,7 +198,7 @@ def score(model: MultiObjectiveModel, encoded: Path, out: Path) -> tuple[Predict
         rows = dataset.role(role)
         number = np.load(encoded / role / "row.npy", mmap_mode="r", allow_pickle=False)
         tables[role] = Predictions.of(dataset.schema, number, rows.group, rows.position, rows.labels,
-                                      predict(model, rows))
+                                      predict(model, rows), is_relative(model))
         tables[role].save(out / f"{role}.parquet", dataset.schema)
     sample = dataset.role("valid").take(slice(0, GATE_ROWS)).to(next(model.parameters()).device)
     with torch.no_grad():
@@ -195,7 +206,7 @@ def score(model: MultiObjectiveModel, encoded: Path, out: Path) -> tuple[Predict
     return tables["valid"], None if gates is None else gate_report(gates.cpu().numpy())
 
 
-def record(stage: Stage, results: list[dict[str, Any]], model: MultiObjectiveModel) -> None:
+def record(stage: Stage, results: list[dict[str, Any]], model: MultiObjectiveModel | OneScoreModel) -> None:
     """Every ``valid`` metric's mean and standard deviation over the seeds, each seed's own, and the cost."""
     for name in results[0]["metrics"]:
         values = [r["metrics"][name] for r in results]
@@ -209,4 +220,4 @@ def record(stage: Stage, results: list[dict[str, Any]], model: MultiObjectiveMod
 
 
 if __name__ == "__main__":
-    main("retrain", run, [*MODELS, *(f"{m}-{b}" for m in MODELS for b in BALANCERS)])
+    main("retrain", run, [*MODELS, *(f"{m}-{b}" for m in MODELS for b in BALANCERS), *ONE_SCORE])

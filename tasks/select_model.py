@@ -70,8 +70,8 @@ def run(stage: Stage) -> None:
     copy(chosen.folder, stage.out)
 
     test = Predictions.load(chosen.folder / "predictions" / "test.parquet", schema)
-    values = evaluate_scores(schema, test.labels, test.scores, test.group)
-    bounds = intervals(schema, test)
+    values = evaluate_scores(schema, test.labels, test.scores, test.group, test.relative)
+    bounds = {} if test.relative else intervals(schema, test)
     stage.metrics(values, "test.")
     for name, bound in bounds.items():
         stage.metrics({f"{name}.low": bound.low, f"{name}.high": bound.high}, "test.")
@@ -86,7 +86,8 @@ def run(stage: Stage) -> None:
     stage.figure(model_figures.calibrations(recorded))
     if any(name.startswith("gates.") for metrics in recorded.values() for name in metrics):
         stage.figure(model_figures.gate_use(recorded))
-    stage.figure(model_figures.calibration(schema, test, f"Calibration of {chosen.name} on test"))
+    if not test.relative:
+        stage.figure(model_figures.calibration(schema, test, f"Calibration of {chosen.name} on test"))
     stage.figure(model_figures.metrics_table(chosen.name, chosen.recorded, values, bounds))
     stage.facts |= {"schema_hash": schema.hash, "rows": len(test.row)}
 
@@ -105,7 +106,8 @@ def load(name: str, folder: Path, metric: str) -> Candidate:
                   for o in schema.objectives if o.kind == "binary"}
     except (KeyError, TypeError) as error:
         raise InputError("params.yaml", "select_model.metric", metric, f"undefined for {name}",
-                         "choose another metric; gauc needs data.group and lists with both classes") from error
+                         "choose another metric; gauc needs data.group and lists with both classes, and models of "
+                         "relative scores have no other") from error
     return Candidate(name, folder, recorded, Contender(
         name, values, recorded["parameters"], recorded["flops"], model_and_balancer(name)[1] is not None))
 

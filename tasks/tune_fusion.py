@@ -219,7 +219,7 @@ def record(stage: Stage, decision: Decision, values: Values, gains: Mapping[str,
     if decision.segmented is not None:
         _intervals(stage, decision.segmented.gains, "report.segments.gain.")
     for i, (objective, score) in enumerate(zip(tuned.objectives, decision.proposal.scores, strict=True)):
-        if objective.kind == "binary":
+        if objective.kind == "binary" and not score.normaliser.relative:
             raw, labels = report.table.known(i)
             stage.metrics({"raw": metrics.ece(labels, raw), "calibrated": metrics.ece(labels, score.normaliser(raw))},
                           f"report.ece.{objective.name}.")

@@ -16,7 +16,7 @@ from ctrmodels.fusion.functions import (
 )
 from ctrmodels.fusion.goal import Goal, Point, Window, best, corners, goal
 from ctrmodels.fusion.guardrails import Check, Guardrails, Proposal, Verdict, rank_correlation
-from ctrmodels.fusion.normalisers import NORMALISERS, Isotonic, Normaliser, Platt, Quantile, rank_in_list
+from ctrmodels.fusion.normalisers import NORMALISERS, Isotonic, Normaliser, Platt, Quantile, RankInList, rank_in_list
 from ctrmodels.fusion.offpolicy import Estimate, ItemPosition, OffPolicy
 from ctrmodels.fusion.pareto import hypervolume, hypervolumes, non_dominated, recommended
 from ctrmodels.fusion.pe_ltr import ParetoWeights, bound_grid, pareto_weights, trace_front
@@ -31,8 +31,8 @@ __all__ = [
     "ExpectedValue", "ExponentialBoost", "ExponentialSum", "FusedScore", "FusionFunction", "FusionSpec",
     "GaussianProcess", "Goal", "Grid", "Guardrails", "Isotonic", "ItemPosition", "Judge", "LengthProduct",
     "Normaliser", "Nsga2", "OffPolicy", "ParetoWeights", "Platt", "Point", "Proposal", "Quantile", "RandomSearch",
-    "ReciprocalRank", "Resampled", "ScoreTable", "SegmentWeights", "ShiftedPower", "Tpe", "Tuner", "Verdict",
-    "WeightedProduct", "WeightedSum", "Window", "best", "bound_grid", "corners", "goal", "hypervolume",
+    "RankInList", "ReciprocalRank", "Resampled", "ScoreTable", "SegmentWeights", "ShiftedPower", "Tpe", "Tuner",
+    "Verdict", "WeightedProduct", "WeightedSum", "Window", "best", "bound_grid", "corners", "goal", "hypervolume",
     "hypervolumes", "non_dominated", "pareto_weights", "race", "rank_correlation", "rank_in_list", "recommended",
     "score_name", "trace_front", "tune", "tune_segments", "tuning_window",
 ]

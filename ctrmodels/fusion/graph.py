@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrmodels.errors import InputError
-from ctrmodels.fusion.normalisers import Isotonic, Normaliser, Platt, Quantile
+from ctrmodels.fusion.normalisers import Isotonic, Normaliser, Platt, Quantile, RankInList
 from ctrmodels.fusion.spec import FusionSpec
 
 
@@ -56,6 +56,20 @@ def _(normaliser: Platt) -> nn.Module:
 @tensor_map.register(Isotonic)
 def _(normaliser: Quantile | Isotonic) -> nn.Module:
     return _Lines(normaliser.x, normaliser.y)
+
+
+@tensor_map.register
+def _(normaliser: RankInList) -> nn.Module:
+    return _Rank()
+
+
+class _Rank(nn.Module):
+    """The share of all rows that each outranks, ties and itself counting half."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        above = (scores[None, :] > scores[:, None]).to(scores.dtype).sum(1)
+        tied = (scores[None, :] == scores[:, None]).to(scores.dtype).sum(1)
+        return 1 - (above + tied / 2) / scores.shape[0]
 
 
 class _Sigmoid(nn.Module):

@@ -27,9 +27,15 @@ from ctrmodels.metrics import ListRanks
 
 
 class Normaliser(ABC):
-    """A fitted monotone map of one score."""
+    """A fitted monotone map of one score.
+
+    Attributes:
+        kind: its name.
+        relative: whether what it gives is a place in a list, and no probability or level.
+    """
 
     kind: ClassVar[str]
+    relative: ClassVar[bool] = False
 
     @classmethod
     def fit(cls, scores: np.ndarray, labels: np.ndarray, rate: float = 1.0) -> Self:
@@ -52,20 +58,24 @@ class Normaliser(ABC):
             raise ValueError("the score is the same on every row")
         return cls._fit(scores, labels, rate)
 
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
+    def __call__(self, scores: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """Normalised scores, same shape, float64.
 
+        Args:
+            scores: [N].
+            groups: [N] the list of each row, for a map that needs it.
+
         Raises:
-            ValueError: a score is not finite.
+            ValueError: a score is not finite, or lists are needed and not given.
         """
-        return self._map(_finite(scores))
+        return self._map(_finite(scores), groups)
 
     @classmethod
     @abstractmethod
     def _fit(cls, scores: np.ndarray, labels: np.ndarray, rate: float) -> Self: ...
 
     @abstractmethod
-    def _map(self, scores: np.ndarray) -> np.ndarray: ...
+    def _map(self, scores: np.ndarray, groups: np.ndarray | None) -> np.ndarray: ...
 
     def to_json(self) -> dict[str, Any]:
         """Kind and parameters, for :func:`normaliser_from_json`."""
@@ -115,7 +125,7 @@ class Platt(Normaliser):
         slope, intercept = found.x
         return cls(float(f"{slope:.8g}"), float(f"{intercept + np.log(rate):.8g}"))
 
-    def _map(self, scores: np.ndarray) -> np.ndarray:
+    def _map(self, scores: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         return expit(self.slope * _log_odds(scores) + self.intercept)
 
 
@@ -145,7 +155,7 @@ class Isotonic(Normaliser):
         line = np.average(positive, weights=weights) * (x - x[0]) / (x[-1] - x[0])
         return cls(tuple(x.tolist()), tuple(((1 - cls.MIX) * y + cls.MIX * line).tolist()))
 
-    def _map(self, scores: np.ndarray) -> np.ndarray:
+    def _map(self, scores: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         return np.interp(scores, self.x, self.y)
 
 
@@ -175,11 +185,28 @@ class Quantile(Normaliser):
         y = cls.MARGIN + (1 - 2 * cls.MARGIN) * middle
         return cls(tuple(x.tolist()), tuple(y.tolist()))
 
-    def _map(self, scores: np.ndarray) -> np.ndarray:
+    def _map(self, scores: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         return np.interp(scores, self.x, self.y)
 
 
-NORMALISERS: dict[str, type[Normaliser]] = {n.kind: n for n in (Platt, Isotonic, Quantile)}
+@dataclass(frozen=True)
+class RankInList(Normaliser):
+    """A relative score as the share of its list that it outranks, see :func:`rank_in_list`; there is nothing to fit."""
+
+    kind: ClassVar[str] = "rank_in_list"
+    relative: ClassVar[bool] = True
+
+    @classmethod
+    def _fit(cls, scores: np.ndarray, labels: np.ndarray, rate: float) -> Self:
+        return cls()
+
+    def _map(self, scores: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        if groups is None:
+            raise ValueError("a relative score is normalised inside its list: give the list of each row")
+        return rank_in_list(scores, groups)
+
+
+NORMALISERS: dict[str, type[Normaliser]] = {n.kind: n for n in (Platt, Isotonic, Quantile, RankInList)}
 
 
 def normaliser_from_json(raw: Mapping[str, Any]) -> Normaliser:

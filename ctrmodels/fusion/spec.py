@@ -34,9 +34,9 @@ class FusedScore:
     weight: float = 1.0
     model: str = ""
 
-    def normalise(self, scores: np.ndarray) -> np.ndarray:
+    def normalise(self, scores: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
         """The score as the fusion function gets it: around 1, 2 = twice as likely as an average row."""
-        return self.normaliser(scores) / self.unit
+        return self.normaliser(scores, groups) / self.unit
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ class FusionSpec:
     scores: tuple[FusedScore, ...]
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
 
-    def normalise(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[N, K] normalised scores from raw ones by name.
+    def normalise(self, columns: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> np.ndarray:
+        """[N, K] normalised scores from raw ones by name, [N] each, and the list of each row.
 
         Raises:
             KeyError: a score is absent.
+            ValueError: a score is relative and there are no lists.
         """
-        return np.stack([s.normalise(columns[s.name]) for s in self.scores], axis=1)
+        return np.stack([s.normalise(columns[s.name], groups) for s in self.scores], axis=1)
 
     def score(self, columns: Mapping[str, np.ndarray], groups: np.ndarray | None = None,
               models: Mapping[str, str] | str = "") -> np.ndarray:
@@ -77,7 +78,7 @@ class FusionSpec:
             ValueError: a score does not suit the function, or it needs lists and there are none.
         """
         self.check_models(models)
-        return self.function.score(self.normalise(columns), [s.weight for s in self.scores], groups)
+        return self.function.score(self.normalise(columns, groups), [s.weight for s in self.scores], groups)
 
     def check_models(self, models: Mapping[str, str] | str) -> None:
         """Refuse the scores of other models than the spec was fitted for.

@@ -10,7 +10,7 @@ import numpy as np
 from ctrmodels.data.schema import Objective
 from ctrmodels.fusion.evaluator import Evaluator, Metric, Resampled
 from ctrmodels.fusion.goal import Point
-from ctrmodels.fusion.normalisers import Normaliser, Quantile
+from ctrmodels.fusion.normalisers import Normaliser, Quantile, RankInList
 from ctrmodels.fusion.spec import FusedScore, FusionSpec
 from ctrmodels.metrics import Interval
 
@@ -30,6 +30,7 @@ class ScoreTable:
         labels: [N, M] joint labels, NaN where unknown.
         groups: [N] list of each row.
         models: fingerprint of the model that gave the scores, "" = not known; or one per score, by name.
+        relative: names of the scores that say something inside a list only.
     """
 
     objectives: tuple[Objective, ...]
@@ -37,6 +38,7 @@ class ScoreTable:
     labels: np.ndarray
     groups: np.ndarray
     models: Mapping[str, str] | str = ""
+    relative: frozenset[str] = frozenset()
 
     def take(self, rows: np.ndarray) -> ScoreTable:
         """The rows that the mask ``rows`` [N] selects."""
@@ -70,16 +72,17 @@ class ScoreTable:
         return f"{(labels > 0).sum()} of {len(labels)} rows positive"
 
     def fit(self, index: int, calibration: type[Normaliser]) -> FusedScore:
-        """Objective ``index``'s normalised score: ``calibration`` of a probability, the quantile of an amount.
+        """Objective ``index``'s normalised score: ``calibration`` of a probability, the quantile of an amount, the
+        rank in its list of a relative score.
 
         Raises:
             ValueError: a binary objective has one class only, or a predicted amount is constant.
         """
         objective = self.objectives[index]
-        kind = Quantile if objective.kind == "regression" else calibration
-        normaliser = kind.fit(*self.known(index))
-        unit = float(normaliser(self.scores[:, index]).mean())
         name = score_name(objective)
+        kind = Quantile if objective.kind == "regression" else calibration
+        normaliser = (RankInList if name in self.relative else kind).fit(*self.known(index))
+        unit = float(normaliser(self.scores[:, index], self.groups).mean())
         model = self.models if isinstance(self.models, str) else self.models[name]
         return FusedScore(name, normaliser, unit, model=model)
 
@@ -96,7 +99,7 @@ class Judge:
 
     def __init__(self, table: ScoreTable, spec: FusionSpec, metrics: Sequence[Metric], k: int) -> None:
         self.table = table
-        self.normalised = spec.normalise(table.columns)
+        self.normalised = spec.normalise(table.columns, table.groups)
         self.evaluators = [Evaluator(table.labels, table.groups, table.objectives, m, k) for m in metrics]
         self._resampled = [Resampled(e) for e in self.evaluators]
 

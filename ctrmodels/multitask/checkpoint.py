@@ -14,13 +14,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
-from ctrmodels.multitask.models import MODELS, build_model
+from ctrmodels.multitask.models import build, options_of
+from ctrmodels.multitask.one_score import OneScoreModel
 from ctrmodels.multitask.parts import ModelConfig
 from ctrmodels.training.checkpoint import digest_of
 
@@ -37,13 +38,13 @@ def save_description(folder: Path, name: str, schema: Schema, spec: ArchSpec, co
     spec.save(folder / "spec")
 
 
-def save_weights(path: Path, model: MultiObjectiveModel) -> None:
+def save_weights(path: Path, model: nn.Module) -> None:
     """Write the model's tensors to ``path``; equal weights give equal bytes."""
     state: Mapping[str, Tensor] = model.state_dict()
     save_file({name: state[name].detach().cpu().contiguous() for name in sorted(state)}, path)
 
 
-def load_weights(path: Path, model: MultiObjectiveModel) -> None:
+def load_weights(path: Path, model: nn.Module) -> None:
     """Read what :func:`save_weights` wrote into ``model``, which is then in evaluation mode.
 
     Raises:
@@ -70,7 +71,7 @@ def fingerprint(path: Path) -> str:
                          "run the stage `retrain` again") from error
 
 
-def load_model(folder: Path) -> MultiObjectiveModel:
+def load_model(folder: Path) -> MultiObjectiveModel | OneScoreModel:
     """The trained model that ``folder`` describes, in evaluation mode.
 
     Raises:
@@ -80,14 +81,14 @@ def load_model(folder: Path) -> MultiObjectiveModel:
         raw: dict[str, Any] = json.loads((folder / "model.json").read_text())
         name, sizes = raw["model"], _tuples(raw["config"])
         if sizes["options"] is not None:
-            sizes["options"] = MODELS[name].options(**_tuples(sizes["options"]))
+            sizes["options"] = options_of(name)(**_tuples(sizes["options"]))
         config = ModelConfig(**sizes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(folder / "model.json", "model", type(error).__name__, "absent or not readable",
                          "run the stage `retrain` again") from error
     schema, spec = Schema.load(folder / "schema.json"), ArchSpec.load(folder / "spec")
     spec.check(schema, folder / "spec")
-    model = build_model(name, schema, spec, config)
+    model = build(name, schema, spec, config)
     load_weights(folder / WEIGHTS, model)
     return model
 

@@ -11,9 +11,11 @@ from ctrmodels.data.dataset import Rows
 from ctrmodels.data.schema import Schema
 from ctrmodels.multitask.spaces import ALL, joint_label, space_mask
 
+OF_LISTS = ("gauc", "gauc_coverage")
+
 
 def evaluate_scores(schema: Schema, labels: np.ndarray, scores: Mapping[str, np.ndarray],
-                    groups: np.ndarray) -> dict[str, float]:
+                    groups: np.ndarray, relative: bool = False) -> dict[str, float]:
     """Every standard metric of every score on the rows of its own space.
 
     Args:
@@ -21,6 +23,8 @@ def evaluate_scores(schema: Schema, labels: np.ndarray, scores: Mapping[str, np.
         labels: [N, K], NaN where unknown.
         scores: ``OBJECTIVE@SPACE`` → [N].
         groups: int64 [N]; all equal = the log has no lists, and metrics of lists are left out.
+        relative: scores say something inside a list only: metrics that compare rows of different lists, or take scores
+            for probabilities or amounts, are left out.
 
     Returns:
         ``METRIC.OBJECTIVE@SPACE`` → value; NaN where it is undefined, as for a space with one class only.
@@ -33,7 +37,7 @@ def evaluate_scores(schema: Schema, labels: np.ndarray, scores: Mapping[str, np.
         kind = schema.objectives[schema.objective_index(objective)].kind
         values = metrics.evaluate(kind, joint_label(schema, labels, objective)[mask], score[mask],
                                   None if lists is None else lists[mask])
-        found |= {f"{metric}.{name}": value for metric, value in values.items()}
+        found |= {f"{metric}.{name}": value for metric, value in values.items() if not relative or metric in OF_LISTS}
     return found
 
 
@@ -55,6 +59,20 @@ def mean_auc(schema: Schema) -> Callable[[dict[str, np.ndarray], Rows], float]:
             mask = space_mask(schema, rows.labels, name, ALL)
             areas.append(metrics.auc(label[mask], score[mask]))
         return float(np.mean(areas))
+
+    return metric
+
+
+def mean_gauc(schema: Schema) -> Callable[[dict[str, np.ndarray], Rows], float]:
+    """Early stopping's metric of relative scores: mean GAUC@all over the binary objectives."""
+
+    def metric(scores: dict[str, np.ndarray], rows: Rows) -> float:
+        found = []
+        for name in _binary(schema):
+            mask = space_mask(schema, rows.labels, name, ALL)
+            label = rows.labels[mask, schema.objective_index(name)]
+            found.append(metrics.gauc(label, scores[f"{name}@{ALL}"][mask], rows.group[mask]))
+        return float(np.mean(found))
 
     return metric
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ctrmodels import ranks
 from ctrmodels.data.dataset import Batch, Rows
+from ctrmodels.data.lists import ListLoader
 from ctrmodels.data.loader import Loader
 from ctrmodels.nn.towers import MLP
 from ctrmodels.training.checkpoint import Checkpoint, flatten, unflatten
@@ -217,8 +218,12 @@ class Trainer:
         self.taken = 0
 
     def loader(self, rows: Rows, seed: int | None = None, batch_size: int | None = None) -> Loader:
-        """Shuffled batches of ``rows``, this rank's part of them; of the configured size if none is given."""
-        return Loader(rows, batch_size or self.config.batch_size, self.config.seed if seed is None else seed,
+        """Shuffled batches of ``rows``, this rank's part of them; of the configured size if none is given.
+
+        A model that says so by ``whole_lists`` gets batches that hold their lists whole.
+        """
+        loader = ListLoader if getattr(self.model, "whole_lists", False) else Loader
+        return loader(rows, batch_size or self.config.batch_size, self.config.seed if seed is None else seed,
                       self.config.buffer_mb, ranks.rank(), ranks.count(), device=self.device)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -88,7 +88,7 @@ def calibration(table: ScoreTable, spec: FusionSpec) -> Figure | None:
     """Observed rates against predictions, raw and calibrated, on rows that did not fit the calibration."""
     series, top = [], 0.0
     for i, (objective, score) in enumerate(zip(table.objectives, spec.scores, strict=True)):
-        if objective.kind == "binary":
+        if objective.kind == "binary" and not score.normaliser.relative:
             raw, labels = table.known(i)
             for name, values in ((f"{score_name(objective)} raw", raw),
                                  (f"{score_name(objective)} calibrated", score.normaliser(raw))):

@@ -96,13 +96,14 @@ class Sources:
         tables = {f: Predictions.load(path, schema) for f, path in paths.items()}
         base = tables[self.chosen]
         scores, models = [], {}
+        relative = frozenset(score_name(o) for o in schema.objectives if tables[folders[o.name]].relative)
         for o in schema.objectives:
             folder, name = folders[o.name], score_name(o)
             self._same_rows(paths[folder], tables[folder].row, base.row)
             scores.append(_finite(tables[folder], name, paths[folder]))
             models[name] = fingerprint(folder / WEIGHTS)
         return ScoreTable(schema.objectives, np.stack(scores, axis=1), base.labels.astype(np.float64), base.group,
-                          models), base.row
+                          models, relative), base.row
 
     def _column(self, role: str, name: str) -> np.ndarray:
         path = self.encoded / role / f"{name}.npy"

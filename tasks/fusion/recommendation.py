@@ -108,7 +108,7 @@ class Referee:
         table, limits = self.logged.table, self.settings.guardrails
         probabilities = {}
         for i, (objective, score) in enumerate(zip(table.objectives, self.spec.scores, strict=True)):
-            if objective.kind == "binary":
+            if objective.kind == "binary" and not score.normaliser.relative:
                 raw, labels = table.known(i)
                 probabilities[objective.name] = labels, score.normaliser(raw)
         return Guardrails(

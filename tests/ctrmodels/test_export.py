@@ -84,6 +84,17 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
     assert all(np.ptp(score) > 0.01 for score in found.values())
 
 
+@pytest.mark.parametrize("name", ["bpr", "jrc"])
+def test_models_of_one_score_are_exported(name: str, tmp_path: Path) -> None:
+    """A loss of each width and scale; the others differ in training only."""
+    model, rows = build(name, "uniform"), draw(300)
+    export_onnx(model, SCHEMA, tmp_path / "onnx")
+    found = Scorer(tmp_path / "onnx").score(rows["ids"], rows["numeric"], histories(rows))
+    assert_equal(found, eager(model, rows))
+    assert list(found) == ["click@all", "buy@all", "dwell@all"] and np.ptp(found["click@all"]) > 0.01
+    export_package(model, SCHEMA, tmp_path / "package")
+
+
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "log"])
 def test_every_regression_target_is_exported(target: str, tmp_path: Path) -> None:
     model, rows = build("shared_bottom", "uniform", target=target), draw(300)

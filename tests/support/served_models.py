@@ -23,7 +23,8 @@ from ctrmodels.archspec import (
 )
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.export import Model
-from ctrmodels.multitask import ModelConfig, build_model
+from ctrmodels.multitask import ONE_SCORE, ModelConfig, build_model
+from ctrmodels.multitask import build as build_retrained
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.table import tables
 from ctrmodels.zoo import HOSTS, MODELS
@@ -71,6 +72,8 @@ def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False, o
     torch.manual_seed(0)
     if name in MODELS or name in HOSTS:
         model: Model = {**HOSTS, **MODELS}[name](schema, spec, "click", dropout=0.1, l2=0.1)
+    elif name in ONE_SCORE:
+        model = build_retrained(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1))
     else:
         model = build_model(name, schema, spec, ModelConfig(
             (8,), (6,), dropout=0.1, l2=0.1, options=options, duration="price",

@@ -23,6 +23,7 @@ from ctrmodels.multitask.models.ple import PLEOptions, cgc, ple
 from ctrmodels.multitask.models.shared_bottom import shared_bottom
 from ctrmodels.multitask.models.single import single
 from ctrmodels.multitask.models.youtube import YouTubeOptions, youtube
+from ctrmodels.multitask.one_score import ONE_SCORE, OneScoreModel, score_loss
 from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
 from ctrmodels.multitask.regression import Target, build_target
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
@@ -66,8 +67,31 @@ MODELS: Mapping[str, Blueprint] = {
 }
 
 
+def options_of(name: str) -> Callable[..., Any]:
+    """Class of the settings that only the model ``name`` has.
+
+    Raises:
+        KeyError: unknown model.
+    """
+    return ONE_SCORE[name] if name in ONE_SCORE else MODELS[name].options
+
+
+def build(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) -> MultiObjectiveModel | OneScoreModel:
+    """The model ``name``, a key of ``MODELS`` or of ``ONE_SCORE``; see :func:`build_model`.
+
+    Raises:
+        InputError: as there, or a grade or weight for an objective that the log does not have.
+    """
+    if name not in ONE_SCORE:
+        return build_model(name, schema, spec, config)
+    loss = score_loss(name, schema, config.options)
+    encoder = FeatureEncoder(schema, spec, config.dropout, config.l2)
+    wide = WideHead(schema, spec, loss.width, config.gate_init)
+    return OneScoreModel(schema, encoder, wide, (*config.bottom, *config.tower), loss, config.dropout)
+
+
 def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) -> MultiObjectiveModel:
-    """The model ``name`` on the architecture ``spec``.
+    """The multi-objective model ``name`` on the architecture ``spec``.
 
     Args:
         name: a key of ``MODELS``.
@@ -80,7 +104,8 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
             or target that needs what the log or its options do not have, such as a chain of objectives.
     """
     if name not in MODELS:
-        raise InputError("params.yaml", "retrain.models", name, "unknown model", f"use {', '.join(MODELS)}")
+        raise InputError("params.yaml", "retrain.models", name, "unknown model",
+                         f"use {', '.join((*MODELS, *ONE_SCORE))}")
     names = [o.name for o in schema.objectives]
     for unknown in sorted(set(config.loss_weights) - set(names)):
         raise InputError("params.yaml", "retrain.loss_weights", unknown, "no such objective",
