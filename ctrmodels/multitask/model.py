@@ -138,7 +138,7 @@ class MultiObjectiveModel(nn.Module):
         return self.scores(outputs)
 
     def scores(self, outputs: Tensor) -> dict[str, Tensor]:
-        """:meth:`predict` from the outputs of :meth:`forward`."""
+        """:meth:`predict` from outputs of :meth:`forward`."""
         heads = self._heads(outputs)
         scores = {name: log_p.exp() for name, log_p in self.chain.log_probabilities(heads).items()}
         for o in self.regressions:
@@ -173,6 +173,14 @@ class MultiObjectiveModel(nn.Module):
                 deep[k] = torch.cat([deep[k], self._target(o.name).offset(encoded.batch.ids)], dim=1)
         # Losses and chains are computed in float32, whatever the network's own precision.
         return self.beside(torch.cat(deep, dim=1), self.wide(encoded)).float()
+
+    def beside(self, outputs: Tensor, more: Tensor) -> Tensor:
+        """``outputs`` with ``more``, a number per head, added to the first column of every head."""
+        if outputs.shape[1] == more.shape[1]:
+            return outputs + more
+        parts = [nn.functional.pad(column, (0, size - 1))
+                 for column, size in zip(more.split(1, dim=1), self.sizes, strict=True)]
+        return outputs + torch.cat(parts, dim=1)
 
     def gates(self, batch: Batch) -> Tensor | None:
         """Mixing weights [B, K, E] of a gated trunk, ``None`` for others."""
@@ -233,14 +241,6 @@ class MultiObjectiveModel(nn.Module):
         for o in self.regressions:
             mask, values = self._values(o, labels)
             self._target(o.name).fit_residuals(heads[o.name].numpy()[mask], values)
-
-    def beside(self, outputs: Tensor, more: Tensor) -> Tensor:
-        """``outputs`` with ``more``, a number per head, added to the first column of every head."""
-        if outputs.shape[1] == more.shape[1]:
-            return outputs + more
-        parts = [nn.functional.pad(column, (0, size - 1))
-                 for column, size in zip(more.split(1, dim=1), self.sizes, strict=True)]
-        return outputs + torch.cat(parts, dim=1)
 
     def _heads(self, outputs: Tensor) -> dict[str, Tensor]:
         """Head → its part of the outputs, [B] where that is one column."""

@@ -114,7 +114,7 @@ class ItemHalf(_Half):
         # The linear part is that of the items, for the look-up and the values are theirs; the user's stands beside it.
         encoded = self.encoder.encode(batch, self.layout(batch), by_name)
         outputs = model.outputs(encoded, self.trunk.joined(state[USER], encoded))
-        return model.scores(model.beside(outputs, state[WIDE].expand(n, -1)))
+        return model.scores(model.beside(outputs, state[WIDE]))
 
 
 def _order(mine: list[bool]) -> Tensor:

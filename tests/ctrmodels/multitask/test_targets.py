@@ -210,7 +210,7 @@ def test_a_model_learns_with_every_target_and_comes_back_from_its_folder(name: s
 def test_a_side_adds_to_the_first_number_of_every_head(rows: Rows) -> None:
     config = ModelConfig((8,), (6,), regression={"dwell": "ziln"})
     model = build_model("shared_bottom", rows.schema, ArchSpec.dense(rows.schema, 4), config)
-    heads = model._heads(model._beside(torch.zeros(2, 7), torch.arange(10.0).view(2, 5)))
+    heads = model._heads(model.beside(torch.zeros(2, 7), torch.arange(10.0).view(2, 5)))
     assert heads["buy"].tolist() == [2.0, 7.0] and heads["hide"].tolist() == [4.0, 9.0]
     assert heads["dwell"].tolist() == [[3.0, 0.0, 0.0], [8.0, 0.0, 0.0]]
 
