@@ -102,10 +102,10 @@ def export_split(model: MultiObjectiveModel, schema: Schema, folder: Path) -> No
     of_user, of_items, batch = _random_rows(user.schema), _random_rows(items.schema), {0: torch.export.Dim("batch")}
     one = {name: values[-1:] for name, values in of_user.items()}
     with torch.no_grad():
-        state = user.eval()(*_arguments(one))
+        state = UserHalf(_served(model), schema)(*_arguments(one))  # packed tables are for graphs alone
     static = dict.fromkeys(state)
     with _appearing(folder) as partial, _quiet():
-        _save_onnx(partial / "user", user.schema, _exported(user, _arguments(of_user), (
+        _save_onnx(partial / "user", user.schema, _exported(user.eval(), _arguments(of_user), (
             batch, batch, dict.fromkeys(_sequences(of_user), batch))), list(of_user),
             {name: tuple(values.shape[1:]) for name, values in state.items()})
         _save_onnx(partial / "items", items.schema, _exported(items.eval(), (state, *_arguments(of_items)), (
