@@ -81,7 +81,9 @@ class StepAttention(nn.Module):
 
     def forward(self, states: Tensor, steps: Tensor, context: Tensor, there: Tensor) -> Tensor:
         """States [B, L, H] weighted by :meth:`weights` → float32 [B, H], zero where there is no step."""
-        return torch.bmm(self.weights(steps, context, there).unsqueeze(1), states.float()).squeeze(1)
+        weights = self.weights(steps, context, there)
+        with full_precision(weights):
+            return torch.bmm(weights.unsqueeze(1), states.float()).squeeze(1)
 
     def flops(self, n_steps: int, width: int) -> int:
         """Operations per row beyond one use of its ``Linear`` layers, for states of ``width``."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ctrmodels.multitask import chains
 from ctrmodels.multitask.parts import Parts, Site, Trunk
 from ctrmodels.nn.encoder import Encoded
+from ctrmodels.nn.towers import full_precision
 
 CELLS: dict[str, tuple[Callable[..., nn.RNNCellBase], int]] = {  # with the number of its gates
     "gru": (nn.GRUCell, 3), "lstm": (nn.LSTMCell, 4), "rnn": (nn.RNNCell, 1)}
@@ -90,6 +91,10 @@ class DCRNN(Trunk):
         return self._run(flat, [flat] * self.steps)
 
     def _run(self, flat: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+        with full_precision(flat):  # what is rounded at every step adds up
+            return self._states(flat.float(), [x.float() for x in inputs])
+
+    def _states(self, flat: Tensor, inputs: list[Tensor]) -> list[Tensor]:
         common = _State(self.cell, self.start(flat))
         own = [_State(cell, common.h.new_zeros(flat.shape[0], self.width - common.h.shape[1])) for cell in self.own]
         for x in inputs:

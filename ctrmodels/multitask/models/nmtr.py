@@ -102,14 +102,14 @@ class UserItem(Trunk):
 
     def __init__(self, schema: Schema, dim: int, n_objectives: int, width: int, interaction: Interaction,
                  hidden: Sequence[int], dropout: float = 0.0) -> None:
-        layers = interaction == "neumf"
-        super().__init__({"gmf": width, "mlp": 2 * width, "neumf": width + hidden[-1]}[interaction], n_objectives)
+        layers = tuple(hidden) if interaction == "neumf" else ()
+        super().__init__({"gmf": width, "mlp": 2 * width, "neumf": width + sum(layers[-1:])}[interaction], n_objectives)
         self.interaction = interaction
         self.user = SideFeatures(schema, dim, side_names("nmtr", schema, "user", "context"))
         self.item = SideFeatures(schema, dim, side_names("nmtr", schema, "item"))
         self.p = nn.Linear(self.user.width, width, bias=False)
         self.q = nn.Linear(self.item.width, width, bias=False)
-        self.own = nn.ModuleList(MLP(2 * width, hidden, dropout) for _ in range(n_objectives if layers else 0))
+        self.own = nn.ModuleList(MLP(2 * width, layers, dropout) for _ in range(n_objectives if layers else 0))
 
     def represent(self, encoded: Encoded) -> list[Tensor]:
         """See :class:`Trunk`."""

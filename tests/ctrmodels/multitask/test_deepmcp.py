@@ -3,12 +3,21 @@
 Planted: 12 clusters of users and as many of items, a click's logit is the clusters' affinity - 1.2; histories are
 browsing, a few items of one cluster at a time.
 
-ANCHORS
+Mean cosine of two items of a cluster less that of others, and AUC of the click on 6,000 rows, seeds 0 to 2:
+
+    prediction alone       .180 .120 .212   .607 .570 .594
+    with matching          .214 .139 .264   .609 .572 .598
+    with correlation       .374 .271 .346   .610 .572 .603
+    with both              .312 .173 .337   .614 .573 .609
+
+Prediction reads the histories as well, which teach it some of the clusters. The AUC moves too little at this size to
+claim more than that it does not fall.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -54,21 +63,40 @@ def clusters(seed: int) -> tuple[Rows, Rows, np.ndarray]:
     return part(slice(TRAIN)), part(slice(TRAIN, None)), of_item
 
 
-def learned(seed: int, alpha: float, beta: float, epochs: int = 3) -> tuple[float, float]:
+@cache
+def learned(seed: int, alpha: float, beta: float) -> tuple[float, float]:
     """How much more alike items of one cluster are than items of two (mean cosine), and the AUC on other rows."""
     rows, test, of_item = clusters(seed)
     seed_everything(seed)
     spec = replace(ArchSpec.dense(rows.schema, DIM), interactions=())
     options = DeepMCPOptions(alpha=alpha, beta=beta)
     model = build_model("deepmcp", rows.schema, spec, ModelConfig((64,), (32,), options=options))
-    train(model, rows, test, TrainConfig(epochs=epochs, patience=epochs, batch_size=256, learning_rate=5e-3,
-                                         device="cpu", seed=seed))
+    train(model, rows, test, TrainConfig(epochs=3, patience=3, batch_size=256, learning_rate=5e-3, device="cpu",
+                                         seed=seed))
     table = model.encoder.embedding.table.weight.detach().numpy()[USERS:]
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
     cosine, same = unit @ unit.T, of_item[:, None] == of_item
     pairs = ~np.eye(ITEMS, dtype=bool)
     gap = cosine[same & pairs].mean() - cosine[~same].mean()
     return float(gap), auc(test.labels[:, 0], predict(model, test)["click@all"])
+
+
+def test_correlation_brings_items_of_a_cluster_together() -> None:
+    """The stub, the same subnet with a weight of nothing, fails the bound."""
+    alone, helped = learned(0, 0.0, 0.0), learned(0, 0.0, 0.1)
+    assert helped[0] >= alone[0] + 0.1 and helped[1] >= alone[1] - 0.01
+    assert not learned(0, 0.0, 1e-9)[0] >= alone[0] + 0.1
+
+
+@pytest.mark.slow
+def test_correlation_brings_them_together_and_matching_does_not() -> None:
+    """Three seeds."""
+    gap = {key: np.mean([learned(seed, *key)[0] for seed in range(3)]) for key in (
+        (0.0, 0.0), (1.0, 0.0), (0.0, 0.1))}
+    assert gap[0.0, 0.1] >= gap[0.0, 0.0] + 0.1
+    assert not gap[1.0, 0.0] >= gap[0.0, 0.0] + 0.1
+    both, alone = ([learned(seed, *key)[1] for seed in range(3)] for key in ((1.0, 0.1), (0.0, 0.0)))
+    assert (np.array(both) >= np.array(alone) - 0.01).all()
 
 
 DEFAULTS = DeepMCPOptions()

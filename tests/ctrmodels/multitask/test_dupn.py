@@ -31,7 +31,7 @@ from ctrmodels.training import TrainConfig, predict, seed_everything
 
 STEPS, CATEGORIES, TRAIN, TEST = 8, 8, 14_000, 4_000
 SCALE = 1.0
-OPTIONS = DUPNOptions(properties=("action",), units=32, profile=16)
+OPTIONS = DUPNOptions(("seen",), ("action",), units=32, profile=16)
 
 
 def retrieval(seed: int) -> tuple[Rows, Rows, np.ndarray]:
@@ -43,12 +43,14 @@ def retrieval(seed: int) -> tuple[Rows, Rows, np.ndarray]:
     decides = (category == query[:, None]) & bought
     click = rng.random(n) < 1 / (1 + np.exp(1.5 - 3.0 * decides.any(1)))
     labels = np.stack([click, bought.mean(1), bought.sum(1) % 2], 1)
-    schema = Schema((Field("query", "categorical", CATEGORIES), Field("item", "categorical", CATEGORIES, "item"),
+    schema = Schema((Field("item", "categorical", CATEGORIES, "item"),
+                     Field("query", "sequence", CATEGORIES, "context", "item", 1),
                      Field("seen", "sequence", CATEGORIES, "user", "item", STEPS),
                      Field("action", "sequence", 2, "user", None, STEPS)),
                     (Objective("click"), Objective("share", "regression"), Objective("odd")), {"train": 1}, "v", "r")
-    ids = np.stack([query, rng.integers(CATEGORIES, size=n)], 1)
-    sequences = {"seen": category.astype(np.int32), "action": bought.astype(np.int32)}
+    ids = rng.integers(CATEGORIES, size=(n, 1))
+    sequences = {"query": query[:, None].astype(np.int32), "seen": category.astype(np.int32),
+                 "action": bought.astype(np.int32)}
 
     def part(rows: slice) -> Rows:
         return in_memory(schema, ids[rows], labels[rows], sequences={k: v[rows] for k, v in sequences.items()})

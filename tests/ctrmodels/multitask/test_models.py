@@ -190,6 +190,22 @@ def test_training_lowers_every_loss_and_scores_regressions_by_their_mean(name: s
     assert scored.mean() == pytest.approx(rows.labels[clicked, 2].mean(), rel=0.15)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_learns_in_half_precision_too(name: str, rows: Rows) -> None:
+    """Losses and gradients are near those of full precision."""
+    batch, found = rows.take(slice(0, 64)), []
+    for half in (False, True):
+        model = build(name, rows)
+        model.fit_targets(rows.labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = model.loss(batch)
+        loss.backward()
+        gradients = [p.grad for p in model.towers.parameters()]
+        assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+        found.append(loss.item())
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
 def test_a_regression_with_negative_values_is_refused(make_rows: MakeRows) -> None:
     rows = make_rows((CLICK, Objective("profit", "regression")))
     rows.labels[3, 1] = -2.0

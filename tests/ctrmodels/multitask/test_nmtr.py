@@ -5,7 +5,12 @@ inside with probability .35 each. One purchase per user is held out with its vie
 among all items that the user did not buy in training. Each behaviour has four sampled negatives per positive and is
 unknown elsewhere.
 
-ANCHORS
+HR@10, seeds 0 to 4, where a random order has .05:
+
+    buy alone                 .047 .068 .058 .047 .076
+    joint, without a cascade  .159 .228 .202 .211 .165
+    cascade of logits         .278 .204 .187 .217 .183
+    untrained                 .072 .043 .061 .070 .067
 """
 
 from __future__ import annotations
@@ -102,7 +107,7 @@ def _alone(schema: Schema) -> tuple[tuple[Behaviour, ...], tuple[str, ...]]:
     return tuple(Behaviour(n, "all", (), (n,)) for n in names), tuple(f"{n}@all" for n in names)
 
 
-def hits(kind: str, seed: int, leak: Leak = "nothing", epochs: int = 12) -> float:
+def hits(kind: str, seed: int, leak: Leak = "nothing") -> float:
     """HR@10 over all items: the share of held-out purchases among the ten best of what the user had not bought."""
     planted = shop(seed, leak)
     rows = only(planted.rows, "buy") if kind == "buy alone" else planted.rows
@@ -110,13 +115,22 @@ def hits(kind: str, seed: int, leak: Leak = "nothing", epochs: int = 12) -> floa
     model = model_of("joint" if kind == "buy alone" else kind, rows.schema)
     if kind != "untrained":
         later = count()  # the last epoch counts as the best: nothing is chosen by the held-out items
-        fit(model, rows, rows, TrainConfig(epochs=epochs, patience=epochs, batch_size=512, learning_rate=5e-3,
+        fit(model, rows, rows, TrainConfig(epochs=15, patience=15, batch_size=512, learning_rate=1e-2,
                                            device="cpu", seed=seed), lambda *_: float(next(later)))
     every = np.stack(np.meshgrid(np.arange(USERS), np.arange(ITEMS), indexing="ij"), 2).reshape(-1, 2)
     nothing = np.full((len(every), len(rows.schema.objectives)), np.nan)
     scores = predict(model, in_memory(rows.schema, every, nothing))["buy@all"].reshape(USERS, ITEMS)
     scores = np.where(planted.ranked, scores, -1.0)
     return float(np.mean([(scores[u] > scores[u, i]).sum() < 10 for u, i in planted.held.items()]))
+
+
+@pytest.mark.slow
+def test_views_and_carts_find_purchases_that_purchases_alone_do_not() -> None:
+    """Three seeds. That the cascade beats its parts without a cascade is not asserted; the stub has learned nothing."""
+    found = {kind: np.mean([hits(kind, seed) for seed in range(3)])
+             for kind in ("buy alone", "joint", "cascade", "untrained")}
+    assert found["cascade"] >= 1.5 * found["buy alone"] and found["cascade"] >= 0.85 * found["joint"]
+    assert not (found["untrained"] >= 1.5 * found["buy alone"] and found["untrained"] >= 0.85 * found["joint"])
 
 
 HEADS = {"view": torch.tensor([0.5, -2.0]), "cart": torch.tensor([1.0, 0.3]), "buy": torch.tensor([-3.0, 4.0])}
