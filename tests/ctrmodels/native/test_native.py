@@ -257,6 +257,56 @@ def test_a_layer_without_gradient_is_the_same_layer(operations) -> None:
     assert torch.allclose(layer(x), without, atol=1e-6) and (without == 0).any()
 
 
+def by_hand(x: Tensor, weights: Tensor | None, slots: Tensor) -> Tensor:
+    """[B, M]: the sum over d of the weighted products of the fields in every column of ``slots``."""
+    product = x[:, slots].prod(1)
+    return (product if weights is None else product * weights).sum(2)
+
+
+@pytest.mark.parametrize("weighted", ["", "one", "each"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("width", [1, 5, 16, 20])
+def test_products_are_written_beside_each_other_and_differentiate(operations, width: int, order: int, weighted) -> None:
+    """Vectors that fill a register, parts of one or several; rows and combinations that fill none."""
+    generator = torch.Generator().manual_seed(0)
+    fields, rows = 7, 37
+    slots = torch.combinations(torch.arange(fields), order).flip(0)[::2].T.contiguous()
+    m = slots.shape[1]
+    x = torch.randn(rows, fields, width, generator=generator, dtype=torch.float64)
+    w = torch.randn(m, width if weighted == "each" else 1, generator=generator, dtype=torch.float64) if weighted else None
+    g = torch.randn(rows, m + 5, generator=generator)
+    out = torch.full((rows, m + 5), 7.0)
+    x32, w32 = x.float(), None if w is None else w.float()
+    operations.products(x32, w32, slots, out, 3)
+    assert (out[:, :3] == 7).all() and (out[:, m + 3:] == 7).all()
+    leaves = [t.requires_grad_() for t in (x, w) if t is not None]
+    expected = by_hand(x, w, slots)
+    gradients = torch.autograd.grad(expected, leaves, g[:, 3:m + 3].double())
+    found = operations.products_backward(g, 3, x32, w32, slots)
+    for mine, theirs in zip([out[:, 3:m + 3], *found], [expected, *gradients], strict=False):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_never_moved_catch_up_as_each_does_alone(operations) -> None:
+    """Also where rows that begin elsewhere, or that moved before, lie between them."""
+    n, width, step = 50, 16, 400
+    start = torch.full((n, width), -7.0)
+    start[::7] = torch.linspace(-6.0, -5.0, width)
+    last = torch.zeros(n, dtype=torch.int32)
+    last[::5] = 30
+    first = torch.where(last.unsqueeze(1) > 0, 1e-3, 0.0).expand(n, width).contiguous()
+    settings = 0.02, 0.9, 0.999, 1e-8, 1e-5, step
+
+    def moved(rows: Tensor) -> list[Tensor]:
+        state = [start.clone(), first.clone(), first.square(), last.clone()]
+        operations.coupled_adam(*state, rows, None, *settings)
+        return [t[rows] for t in state]
+
+    alone = [torch.cat(parts) for parts in zip(*(moved(torch.tensor([r])) for r in range(n)), strict=True)]
+    for together, each in zip(moved(torch.arange(n)), alone, strict=True):
+        assert torch.equal(together, each)
+
+
 def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
     """Also with more threads than this machine has: how work is split never decides how numbers are added up."""
     data = planted_pairs(0, rows=6000)
@@ -272,8 +322,13 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             hidden = gradient[:4096].bfloat16()
             f = batch.ids.shape[1]
             numeric = table[:, :3].contiguous()
+            vectors, slots = gradient[:4096 * f].view(4096, f, 16), torch.combinations(torch.arange(f)).T.contiguous()
+            products = torch.empty(4096, slots.shape[1])
+            operations.products(vectors, None, slots, products, 0)
+            weights = table[:slots.shape[1]].contiguous()
             fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True)
-            return [rows, order, begins, operations.gather(table, lookup), fields, flat, sums, total,
+            return [products, *operations.products_backward(products, 0, vectors, weights, slots),
+                    rows, order, begins, operations.gather(table, lookup), fields, flat, sums, total,
                     operations.gather_flat_backward(flat, fields, sums, fields, total, order, begins),
                     operations.field_sums_backward(gradient[:4096].contiguous(), order, begins, f),
                     operations.relu_backward(hidden, hidden.flip(0).contiguous(), torch.empty_like(hidden)),
