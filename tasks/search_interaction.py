@@ -11,6 +11,7 @@ from ctrmodels.search import (
     AIM,
     AIMEDS,
     AllPairs,
+    AutoFeature,
     AutoFIS,
     AutoGroup,
     Baseline,
@@ -19,6 +20,7 @@ from ctrmodels.search import (
     SearchMethod,
     SplitGain,
 )
+from ctrmodels.search.controller import Breeding
 from tasks.config import INTERACTION_METHODS, Params
 from tasks.interaction_figures import found_figures, stability
 from tasks.runtime.stage import Stage, main
@@ -30,9 +32,15 @@ def aim(dimensions: dict[str, Any] | None, **settings: Any) -> AIM:
     return AIM(dimensions=None if dimensions is None else AIMEDS(**dimensions), **settings)
 
 
+def autofeature(breeding: dict[str, Any], **settings: Any) -> AutoFeature:
+    """AutoFeature, whose controller has settings of its own."""
+    return AutoFeature(breeding=Breeding(**breeding), **settings)
+
+
 METHODS: Mapping[str, Callable[..., SearchMethod]] = {
     "all_pairs": AllPairs, "no_pairs": NoPairs, "mutual_information": MutualInformation, "split_gain": SplitGain,
-    "autofis": AutoFIS, "aim": aim, "autogroup": AutoGroup}
+    "autofis": AutoFIS, "aim": aim, "autogroup": AutoGroup,
+    "autofeature": autofeature}
 
 
 def method_of(key: str, params: Params) -> SearchMethod:
