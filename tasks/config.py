@@ -23,7 +23,7 @@ EMBEDDING_METHODS = ("uniform", "narrow", "rare_ids", "frequency_rule", "autodim
                      "autoemb", "res_embedding")
 BASELINES = ("lr", "fm", "fwfm", "dnn", "deepfm", "ipnn", "dcnv2", "xdeepfm", "autoint", "fibinet", "din")
 INTERACTION_METHODS = ("all_pairs", "no_pairs", "listed", "mutual_information", "split_gain", "autofis", "aim",
-                       "autogroup", *BASELINES)
+                       "autogroup", "autofeature", *BASELINES)
 GATED_HOSTS = ("autodeepfm", "autoipnn")
 HOSTS = (*GATED_HOSTS, *(name for name in BASELINES if name not in ("lr", "din")))
 MODELS = ("single", "shared_bottom", "omoe", "mmoe", "cgc", "ple", "esmm", "mmoe_esmm", "esm2", "dbmtl", "aitm",
@@ -714,6 +714,49 @@ class AutoGroup(Section):
         return self
 
 
+class AutoFeatureBreeding(Section):
+    """How AutoFeature's genomes come about.
+
+    Attributes:
+        initial: random genomes judged before the first tree of naive Bayes classifiers.
+        rebuild: genomes between two trees.
+        depth: of the tree.
+        percentile: of a node's scores, in percent; what is above is good.
+        reward: how much a score above the expected one adds to its region's chances, per whole AUC.
+        concentration: of the regions' Chinese restaurant process; above 1 random genomes are judged now and then.
+        mutation: probability that a gene changes.
+        litter: children that the tree looks at for each one that is judged.
+    """
+
+    initial: Annotated[int, Field(ge=2)] = 20
+    rebuild: Annotated[int, Field(ge=1)] = 20
+    depth: Annotated[int, Field(ge=1, le=8)] = 3
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 60.0
+    reward: Annotated[float, Field(gt=0)] = 50.0
+    concentration: Annotated[float, Field(ge=1)] = 1.0
+    mutation: Annotated[float, Field(gt=0, le=1)] = 0.2
+    litter: Annotated[int, Field(ge=1)] = 128
+
+
+class AutoFeature(Section):
+    """AutoFeature (CIKM 2020): a micro-network per pair and, of the most telling ones, per triple of fields.
+
+    Attributes:
+        triples: number of triples that take part, those whose pairs say most of the label by themselves.
+        slots: operations of a micro-network at most.
+        evaluations: genomes to judge, each by a training from scratch.
+        epochs: passes over the rows per evaluation, or a part of one.
+        tie_break: AUC that having no micro-network is worth beside having all of them as large as can be.
+    """
+
+    triples: Annotated[int, Field(ge=0)] = 0
+    slots: Annotated[int, Field(ge=1, le=6)] = 4
+    evaluations: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    tie_break: Annotated[float, Field(ge=0)] = 0.002
+    breeding: AutoFeatureBreeding = AutoFeatureBreeding()
+
+
 class SearchInteraction(Section):
     """Which interaction searches run, how often, and towards which objective (``null`` = the first).
 
@@ -737,6 +780,7 @@ class SearchInteraction(Section):
     autofis: AutoFis = AutoFis()
     aim: Aim = Aim()
     autogroup: AutoGroup = AutoGroup()
+    autofeature: AutoFeature = AutoFeature()
 
 
 class Mmoe(Section):

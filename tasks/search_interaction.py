@@ -11,6 +11,7 @@ from ctrmodels.search import (
     AIM,
     AIMEDS,
     AllPairs,
+    AutoFeature,
     AutoFIS,
     AutoGroup,
     Baseline,
@@ -20,6 +21,7 @@ from ctrmodels.search import (
     SearchMethod,
     SplitGain,
 )
+from ctrmodels.search.controller import Breeding
 from tasks.config import INTERACTION_METHODS, Params
 from tasks.interaction_figures import found_figures, stability
 from tasks.runtime.stage import Stage, main
@@ -36,9 +38,14 @@ def listed(interactions: list[list[str]]) -> Listed:
     return Listed(tuple(tuple(names) for names in interactions))
 
 
+def autofeature(breeding: dict[str, Any], **settings: Any) -> AutoFeature:
+    """AutoFeature, whose controller has settings of its own."""
+    return AutoFeature(breeding=Breeding(**breeding), **settings)
+
+
 METHODS: Mapping[str, Callable[..., SearchMethod]] = {
     "all_pairs": AllPairs, "no_pairs": NoPairs, "listed": listed, "mutual_information": MutualInformation,
-    "split_gain": SplitGain, "autofis": AutoFIS, "aim": aim, "autogroup": AutoGroup}
+    "split_gain": SplitGain, "autofis": AutoFIS, "aim": aim, "autogroup": AutoGroup, "autofeature": autofeature}
 
 
 def method_of(key: str, params: Params) -> SearchMethod:

@@ -20,6 +20,20 @@ SUM, HADAMARD, CONCAT, PRODUCT = 1, 2, 3, 4
 ROWS = 256  # computed at a time: what micro-networks take in training is that of so many rows, not of the batch
 
 
+def cost_of(genes: Sequence[int], order: int, dim: int) -> tuple[int, int]:
+    """Parameters, and operations per row, of one micro-network of ``order`` fields of width ``dim``."""
+    parameters = flops = 0
+    for place, gene in enumerate(genes):
+        n_inputs = order + (place > 0)
+        if gene != CONCAT:
+            flops += (n_inputs - 1) * dim
+        if gene in (CONCAT, PRODUCT):
+            weights = dim * dim * (n_inputs if gene == CONCAT else 1)
+            parameters += weights + dim
+            flops += 2 * weights
+    return parameters, flops
+
+
 class Operation(nn.Module):
     """What n micro-networks do in one slot, all the same, with k inputs of width D each::
 
@@ -53,11 +67,6 @@ class Operation(nn.Module):
             for other in inputs[1:]:
                 combined = combined + other if self.gene == SUM else combined * other
         return combined if self.weight is None else torch.baddbmm(self.bias, combined, self.weight).relu()
-
-    def flops(self, dim: int) -> int:
-        """Operations per row."""
-        merging = 0 if self.gene == CONCAT else (self.n_inputs - 1) * dim
-        return self.n * (merging + (0 if self.weight is None else 2 * self.weight.shape[1] * dim))
 
 
 class Slot(nn.Module):
@@ -129,10 +138,6 @@ class SameOrder(nn.Module):
             ended.append(last)
         return torch.cat(ended).transpose(0, 1).index_select(1, cast(Tensor, self.order)).flatten(1)
 
-    def flops(self, dim: int) -> int:
-        """Operations per row."""
-        return sum(m.flops(dim) for m in self.modules() if isinstance(m, Operation))
-
 
 def _ordered(interactions: Sequence[Interaction], place: int) -> list[Interaction]:
     return sorted(interactions, key=lambda i: i.genes[place])
@@ -192,4 +197,4 @@ class MicroNets(nn.Module):
 
     def flops(self) -> int:
         """Operations per row."""
-        return sum(cast(SameOrder, order).flops(self.dim) for order in self.orders)
+        return sum(cost_of(i.genes, i.order, self.dim)[1] for i in self.interactions)

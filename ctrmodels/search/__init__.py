@@ -19,6 +19,7 @@ from ctrmodels.search.embedding import (
 from ctrmodels.search.interaction import (
     AIM,
     AllPairs,
+    AutoFeature,
     AutoFIS,
     AutoGroup,
     Baseline,
@@ -39,6 +40,7 @@ __all__ = [
     "AutoDim",
     "AutoEmb",
     "AutoFIS",
+    "AutoFeature",
     "AutoGroup",
     "Baseline",
     "Found",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -20,11 +22,14 @@ from ctrmodels.archspec import (
     ValueMask,
 )
 from ctrmodels.data.schema import Schema
+from ctrmodels.nn.micronet import CONCAT, HADAMARD, PRODUCT, SUM, cost_of
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 0.02
 ATTEMPTS = 200
+EXCHANGES = 4  # of genes, per micro-network
+GENES = (SUM, HADAMARD, CONCAT, PRODUCT)
 
 
 def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
@@ -34,7 +39,8 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     can be: a warning says so) of the spec's. Masks of fields' dimensions: random numbers of random dimensions that cost
     the same, or, where the search had candidate widths, random ones of these. Value masks: as many random values, from
     the same initial ones. Graphs: the same edges between other items. Interactions: as many random ones of every
-    order, operation and embedding. Groups: as many random members. Embeddings of their own: like that of the network,
+    order, operation and embedding. Micro-networks: as many of every order, of other fields and of random genes that
+    cost the same together. Groups: as many random members. Embeddings of their own: like that of the network,
     and as they are where they have one width.
 
     Raises:
@@ -47,7 +53,8 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
             raise ValueError("a uniform width has no random control")
         changes["alloc"] = _random_alloc(spec, spec.alloc, schema, rng)
     if spec.interactions is not None:
-        changes["interactions"] = _random_interactions(spec.interactions, len(spec.fields), rng)
+        changes["interactions"] = _random_interactions(_random_genes(spec.interactions, spec.out_dim, rng),
+                                                       len(spec.fields), rng)
         changes["groups"] = tuple(replace(g, fields=_random_fields(len(g.fields), len(spec.fields), rng))
                                   for g in spec.groups)
         changes["tables"] = {name: alloc if isinstance(alloc, Uniform) else _random_alloc(spec, alloc, schema, rng)
@@ -93,6 +100,33 @@ def _random_interactions(found: Sequence[Interaction], n_fields: int, rng: np.ra
         taken.add(kind)
         drawn.append(replace(i, fields=fields, strength=1.0))
     return tuple(sorted(drawn, key=lambda i: (i.order, i.op, i.table, i.fields)))
+
+
+def _random_genes(found: Sequence[Interaction], dim: int, rng: np.random.Generator) -> list[Interaction]:
+    """Other genes for the micro-networks: exactly the same parameters and operations, differently shared out.
+
+    Two micro-networks of one order at a time get a random one of all pairs of strings that cost what theirs cost
+    together. Strings are at most as long as the longest of their order.
+    """
+    drawn = list(found)
+    for order in sorted({i.order for i in found if i.genes}):
+        places = [k for k, i in enumerate(found) if i.genes and i.order == order]
+        longest = max(len(found[k].genes) for k in places)
+        strings = [genes for n in range(1, longest + 1) for genes in product(GENES, repeat=n)]
+        alike: defaultdict[tuple[int, int], list[tuple[int, ...]]] = defaultdict(list)  # by parameters and operations
+        for genes in strings:
+            alike[cost_of(genes, order, dim)].append(genes)
+        for _ in range(EXCHANGES * len(places)):
+            pair = rng.choice(places, min(2, len(places)), replace=False)
+            total = np.sum([cost_of(drawn[k].genes, order, dim) for k in pair], axis=0)
+            for left, k in zip(range(len(pair) - 1, -1, -1), pair, strict=True):
+                rest = [alike.get((total[0] - p, total[1] - f), []) if left else [()] * ((p, f) == tuple(total))
+                        for p, f in alike]
+                ways = np.array([len(mine) * len(theirs) for mine, theirs in zip(alike.values(), rest, strict=True)])
+                mine = list(alike.values())[rng.choice(len(ways), p=ways / ways.sum())]
+                drawn[k] = replace(drawn[k], genes=mine[rng.integers(len(mine))])
+                total = total - cost_of(drawn[k].genes, order, dim)
+    return drawn
 
 
 def _random_fields(n: int, n_fields: int, rng: np.random.Generator) -> tuple[int, ...]:

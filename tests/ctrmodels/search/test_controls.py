@@ -11,6 +11,7 @@ import pytest
 from ctrmodels.archspec import (
     ArchSpec,
     CentralResidual,
+    Cost,
     FieldDimMask,
     Group,
     Interaction,
@@ -30,6 +31,10 @@ HOST = Host("click", dim=16)
 
 def cost(spec: ArchSpec) -> int:
     return HOST.build(SCHEMA, HOST.complete(spec, SCHEMA)).cost().parameters_embedding
+
+
+def host_cost(spec: ArchSpec) -> Cost:
+    return HOST.build(SCHEMA, HOST.complete(spec, SCHEMA)).cost()
 
 
 def test_random_widths_cost_the_same_within_two_percent_and_differ():
@@ -140,13 +145,28 @@ def test_random_interactions_cost_the_same_and_triples_within_their_shared_produ
         assert cost.flops == pytest.approx(built.flops, abs=16 * sum(i.order > 2 for i in spec.interactions))
 
 
-def test_genes_go_to_other_fields_as_they_are():
-    genes = ((1, 3), (2, 0), (4, 1))
-    spec = ArchSpec.of(SCHEMA, "x", 16, interactions=tuple(
-        Interaction(p.fields, "micronet", genes=g) for p, g in zip(all_pairs(SCHEMA), genes, strict=False)))
-    draw = random_control(spec, SCHEMA, 0)
-    assert kinds(draw) == kinds(spec)
-    assert len({i.fields for i in draw.interactions}) == 3
+def micronets_of_two_orders() -> ArchSpec:
+    rng, found = np.random.default_rng(0), [*all_pairs(SCHEMA)[:9], *all_combinations(SCHEMA, 3)[:5]]
+    return ArchSpec.of(SCHEMA, "x", 16, interactions=tuple(
+        Interaction(i.fields, "micronet", genes=tuple(rng.integers(1, 5, rng.integers(1, 5)).tolist())) for i in found))
+
+
+def test_random_micro_networks_have_other_genes_and_cost_exactly_the_same():
+    spec = micronets_of_two_orders()
+    draws = [random_control(spec, SCHEMA, seed) for seed in range(3)]
+    for draw in draws:
+        assert host_cost(draw) == host_cost(spec)
+        assert Counter(i.order for i in draw.interactions) == {2: 9, 3: 5}
+        assert kinds(draw) != kinds(spec) and all(1 <= len(i.genes) <= 4 for i in draw.interactions)
+        assert len({i.fields for i in draw.interactions}) == 14
+    assert len({str(sorted(kinds(draw).elements())) for draw in draws}) == 3
+
+
+def test_one_micro_network_alone_keeps_its_cost():
+    """Sum and Hadamard product cost the same; nothing else costs what a single concatenation does."""
+    for genes, allowed in (((1, 2), {(1, 1), (1, 2), (2, 1), (2, 2)}), ((3,), {(3,)})):
+        spec = ArchSpec.of(SCHEMA, "x", 16, interactions=(Interaction((0, 3), "micronet", genes=genes),))
+        assert {random_control(spec, SCHEMA, seed).interactions[0].genes for seed in range(30)} == allowed
 
 
 def test_all_combinations_have_only_themselves_as_a_control():
