@@ -9,5 +9,5 @@ from ctrmodels.search.interaction.baseline import Baseline
 from ctrmodels.search.interaction.listed import Listed
 from ctrmodels.search.interaction.rules import MutualInformation, NoPairs, SplitGain
 
-__all__ = ["AIM", "AllPairs", "AutoFIS", "AutoFeature", "AutoGroup", "Baseline", "Listed", "MutualInformation", "NoPairs",
-           "SplitGain"]
+__all__ = ["AIM", "AllPairs", "AutoFIS", "AutoFeature", "AutoGroup", "Baseline", "Listed", "MutualInformation",
+           "NoPairs", "SplitGain"]

@@ -58,7 +58,8 @@ def retrieval(seed: int) -> tuple[Rows, Rows, np.ndarray]:
     return part(slice(TRAIN)), part(slice(TRAIN, None)), decides[TRAIN:]
 
 
-def found(name: str, seed: int, options: DUPNOptions | None = None, epochs: int = 6, lr: float = 5e-3, tlr: float | None = None) -> tuple[float, float]:
+def found(name: str, seed: int, options: DUPNOptions | None = None, epochs: int = 6, lr: float = 5e-3,
+          tlr: float | None = None) -> tuple[float, float]:
     """AUC of the click, and the attention on the deciding step where there is exactly one (0 for other models)."""
     rows, test, decides = retrieval(seed)
     seed_everything(seed)

@@ -273,7 +273,8 @@ def test_products_are_written_beside_each_other_and_differentiate(operations, wi
     slots = torch.combinations(torch.arange(fields), order).flip(0)[::2].T.contiguous()
     m = slots.shape[1]
     x = torch.randn(rows, fields, width, generator=generator, dtype=torch.float64)
-    w = torch.randn(m, width if weighted == "each" else 1, generator=generator, dtype=torch.float64) if weighted else None
+    shape = (m, width if weighted == "each" else 1)
+    w = torch.randn(shape, generator=generator, dtype=torch.float64) if weighted else None
     g = torch.randn(rows, m + 5, generator=generator)
     out = torch.full((rows, m + 5), 7.0)
     x32, w32 = x.float(), None if w is None else w.float()
