@@ -32,7 +32,6 @@ from ctrmodels.errors import InputError
 from ctrmodels.fusion.graph import FusedGraph
 from ctrmodels.fusion.spec import FusionSpec
 from ctrmodels.multitask.model import MultiObjectiveModel
-from ctrmodels.multitask.spaces import score_names
 from ctrmodels.multitask.split import ItemHalf, UserHalf
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.packed import PackedTable
@@ -103,18 +102,18 @@ def export_split(model: MultiObjectiveModel, schema: Schema, folder: Path) -> No
     one = {name: values[-1:] for name, values in of_user.items()}
     with torch.no_grad():
         state = UserHalf(_served(model), schema)(*_arguments(one))  # packed tables are for graphs alone
-    static = dict.fromkeys(state)
+    static, expected = dict.fromkeys(state), _scores(model, _side_by_side(schema, one, of_items))
     with _appearing(folder) as partial, _quiet():
         _save_onnx(partial / "user", user.schema, _exported(user.eval(), _arguments(of_user), (
             batch, batch, dict.fromkeys(_sequences(of_user), batch))), list(of_user),
             {name: tuple(values.shape[1:]) for name, values in state.items()})
         _save_onnx(partial / "items", items.schema, _exported(items.eval(), (state, *_arguments(of_items)), (
             static, batch, batch, dict.fromkeys(_sequences(of_items), batch))), [*state, *of_items],
-            dict.fromkeys(score_names(schema), ()), {name: tuple(values.shape) for name, values in state.items()})
+            dict.fromkeys(expected, ()), {name: tuple(values.shape) for name, values in state.items()})
         given = serving.Scorer(partial / "user").score(one["ids"], one["numeric"], _sequences(one))
         scorer = serving.Scorer(partial / "items")
         found = scorer.score(of_items["ids"], of_items["numeric"], _sequences(of_items), given)
-        _compare(folder, found, _scores(model, _side_by_side(schema, one, of_items)), TOLERANCE)
+        _compare(folder, found, expected, TOLERANCE)
 
 
 def export_package(model: Model, schema: Schema, folder: Path) -> None:
