@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrmodels.archspec import model_fields
-from ctrmodels.data.dataset import Batch
+from ctrmodels.data.dataset import PADDING, Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
@@ -61,7 +61,7 @@ class _Half(nn.Module):
     def batch(self, ids: Tensor, numeric: Tensor, sequences: Mapping[str, Tensor]) -> Batch:
         """A batch of all fields, with the first id, 0, or no step in the columns of the other half."""
         n = ids.shape[0]
-        other = {name: ids.new_zeros(n, 0) for name in self.others}
+        other = {name: ids.new_full((n, 1), PADDING) for name in self.others}
         return Batch(_completed(ids, self.id_order), _completed(numeric, self.numeric_order),
                      {**sequences, **other}, numeric.new_zeros(n, 0), ids.new_zeros(n))
 

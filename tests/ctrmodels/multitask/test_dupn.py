@@ -146,8 +146,8 @@ def schema() -> Schema:
 
 def test_a_longer_padding_changes_nothing(schema: Schema, batch: Batch) -> None:
     model = small(schema)
-    there = steps_of([i % 9 for i in range(32)])
-    short = replace(batch, sequences={k: v.masked_fill(~there, -1) for k, v in batch.sequences.items()})
+    there, read = steps_of([i % 9 for i in range(32)]), ("seen", "action")
+    short = replace(batch, sequences={**batch.sequences, **{k: batch.sequences[k].masked_fill(~there, -1) for k in read}})
     longer = replace(short, sequences={k: F.pad(v, (0, 3), value=-1) for k, v in short.sequences.items()})
     torch.testing.assert_close(model(longer), model(short))
     model.loss(short).backward()
@@ -161,15 +161,14 @@ def test_the_user_knows_nothing_of_the_item_but_of_query_and_order(schema: Schem
     def user(changed: Batch) -> Tensor:
         return model.trunk.user(model.encoder(changed))
 
-    def other(column: int) -> Batch:
-        ids = batch.ids.clone()
-        ids[:, column] = (ids[:, column] + 1) % CATEGORIES
-        return replace(batch, ids=ids)
+    def other(values: Tensor) -> Tensor:
+        return (values + 1) % CATEGORIES
 
     before = user(batch)
     assert before.shape == (32, 32 + 16)
-    assert torch.equal(user(other(1)), before)  # the item
-    assert not torch.allclose(user(other(0)), before)  # the query
+    assert torch.equal(user(replace(batch, ids=other(batch.ids))), before)  # the item is the only id
+    query = {**batch.sequences, "query": other(batch.sequences["query"])}
+    assert not torch.allclose(user(replace(batch, sequences=query)), before)
     turned = replace(batch, sequences={k: v.flip(1) for k, v in batch.sequences.items()})
     assert not torch.allclose(user(turned), before)
 
@@ -192,10 +191,12 @@ def test_properties_of_other_events_are_refused_in_training(schema: Schema, batc
 
 
 @pytest.mark.parametrize(("change", "options", "problem"), [
-    ({"seen": {"of": None}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`.*add a"),
-    ({"seen": {"of": "query"}}, OPTIONS, "dupn needs a sequence"), ({"seen": {"side": "item"}}, OPTIONS, "dupn needs"),
-    ({}, DUPNOptions(histories=("action",)), r"histories = 'action': not a history.*use seen"),
-    ({}, DUPNOptions(properties=("seen",)), r"properties = 'seen': no further sequence.*use action"),
+    ({"item": {"side": "user"}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`.*add a"),
+    ({"seen": {"of": None}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
+    ({"seen": {"side": "item"}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
+    ({}, DUPNOptions(histories=("action",)), r"histories = 'action': not a history.*use query, seen"),
+    ({}, DUPNOptions(("seen",), ("seen",)), r"properties = 'seen': no further sequence.*use query, action"),
+    ({}, DUPNOptions(("seen", "query")), r"'query': has 1 steps where seen has 8"),
     ({"action": {"max_length": 5}}, OPTIONS, r"'action': has 5 steps where seen has 8; give both the same")])
 def test_a_log_that_lacks_what_it_needs_is_refused(change: dict[str, dict[str, object]], options: DUPNOptions,
                                                    problem: str, schema: Schema) -> None:
