@@ -32,10 +32,7 @@ from ctrmodels.errors import InputError
 from ctrmodels.fusion.graph import FusedGraph
 from ctrmodels.fusion.spec import FusionSpec
 from ctrmodels.multitask.model import MultiObjectiveModel
-<<<<<<< HEAD
 from ctrmodels.multitask.one_score import OneScoreModel
-=======
->>>>>>> seq
 from ctrmodels.multitask.split import ItemHalf, UserHalf
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import FeatureEncoder
@@ -105,15 +102,9 @@ def export_split(model: MultiObjectiveModel, schema: Schema, folder: Path) -> No
     user, items = UserHalf(served, schema), ItemHalf(served, schema)
     of_user, of_items, batch = _random_rows(user.schema), _random_rows(items.schema), {0: torch.export.Dim("batch")}
     one = {name: values[-1:] for name, values in of_user.items()}
-<<<<<<< HEAD
     with torch.no_grad():  # packed tables are for graphs
         state = UserHalf(_served(model), schema)(*_arguments(one))
     expected, static = _scores(model, _side_by_side(schema, one, of_items)), dict.fromkeys(state)
-=======
-    with torch.no_grad():
-        state = UserHalf(_served(model), schema)(*_arguments(one))  # packed tables are for graphs alone
-    static, expected = dict.fromkeys(state), _scores(model, _side_by_side(schema, one, of_items))
->>>>>>> seq
     with _appearing(folder) as partial, _quiet():
         _save_onnx(partial / "user", user.schema, _exported(user.eval(), _arguments(of_user), (
             batch, batch, dict.fromkeys(_sequences(of_user), batch))), list(of_user),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import Planted, planted_funnel
 from tasks import config, retrain, select_model
@@ -32,6 +34,8 @@ def prepare(root: Path, data: Planted | None = None) -> Planted:
     """Write the outputs of ``encode`` and ``select_interaction`` into the workspace ``root``."""
     data = data or planted_funnel(0, rows=6000, users=40, items=40)
     data.save(root / "outputs" / "encode")
+    for role, rows in data.roles.items():  # what the log's policy leaves unknown
+        np.save(root / "outputs" / "encode" / role / "propensity.npy", np.full(len(rows), np.nan))
     ArchSpec.dense(data.schema, 4).save(root / "outputs" / "select_interaction" / "spec")
     for name in ("encode", "select_interaction"):
         manifest.write(root / "outputs" / name)

@@ -147,7 +147,8 @@ def schema() -> Schema:
 def test_a_longer_padding_changes_nothing(schema: Schema, batch: Batch) -> None:
     model = small(schema)
     there, read = steps_of([i % 9 for i in range(32)]), ("seen", "action")
-    short = replace(batch, sequences={**batch.sequences, **{k: batch.sequences[k].masked_fill(~there, -1) for k in read}})
+    kept = {k: batch.sequences[k].masked_fill(~there, -1) for k in read}
+    short = replace(batch, sequences={**batch.sequences, **kept})
     longer = replace(short, sequences={k: F.pad(v, (0, 3), value=-1) for k, v in short.sequences.items()})
     torch.testing.assert_close(model(longer), model(short))
     model.loss(short).backward()
@@ -191,7 +192,7 @@ def test_properties_of_other_events_are_refused_in_training(schema: Schema, batc
 
 
 @pytest.mark.parametrize(("change", "options", "problem"), [
-    ({"item": {"side": "user"}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`.*add a"),
+    ({"item": {"side": "user"}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`.*add"),
     ({"seen": {"of": None}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
     ({"seen": {"side": "item"}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
     ({}, DUPNOptions(histories=("action",)), r"histories = 'action': not a history.*use query, seen"),
