@@ -20,7 +20,8 @@ from ctrmodels.multitask.one_score import OneScoreModel, RankingOptions, Weighte
 from ctrmodels.multitask.parts import Auxiliary, ModelConfig, Parts, Side, Site, SplitTrunk, Transfer, Trunk
 
 __all__ = ["DCRNN", "DUPN", "MODELS", "ONE_SCORE", "PLE", "AITMOptions", "Auxiliary", "Blueprint", "Chain",
-           "DBMTLOptions", "DCRNNOptions", "DUPNOptions", "DeepMCPOptions", "ESM2Options", "Event", "Factor", "Identity",
-           "MMoE", "MixtureOptions", "ModelConfig", "MultiObjectiveModel", "NMTROptions", "OMoE", "OneScoreModel",
-           "PLEOptions", "Parts", "RankingOptions", "SharedBottom", "Side", "Site", "SplitTrunk", "Transfer", "Trunk",
-           "WeightedOptions", "YouTubeOptions", "build", "build_model", "esmm", "independent", "joint", "load_model"]
+           "DBMTLOptions", "DCRNNOptions", "DUPNOptions", "DeepMCPOptions", "ESM2Options", "Event", "Factor",
+           "Identity", "MMoE", "MixtureOptions", "ModelConfig", "MultiObjectiveModel", "NMTROptions", "OMoE",
+           "OneScoreModel", "PLEOptions", "Parts", "RankingOptions", "SharedBottom", "Side", "Site", "SplitTrunk",
+           "Transfer", "Trunk", "WeightedOptions", "YouTubeOptions", "build", "build_model", "esmm", "independent",
+           "joint", "load_model"]
