@@ -16,7 +16,7 @@ from ctrmodels.data.lists import ListLoader
 from ctrmodels.data.planted import Planted, planted_funnel
 from ctrmodels.data.schema import Objective
 from ctrmodels.errors import InputError
-from ctrmodels.fusion import FusionSpec, RankInList, ScoreTable, WeightedSum
+from ctrmodels.fusion import FusionSpec, Platt, ScoreTable, WeightedSum
 from ctrmodels.fusion.graph import FusedGraph
 from ctrmodels.ltr import Lists, bpr
 from ctrmodels.multitask import ONE_SCORE, ModelConfig, RankingOptions, WeightedOptions, build, load_model
@@ -151,8 +151,8 @@ def test_a_fusion_takes_relative_scores_by_their_rank_in_the_list(make_rows: Mak
     loaded = Predictions.load(tmp_path / "valid.parquet", rows.schema)
     assert loaded.relative
     table = ScoreTable(rows.schema.objectives, np.stack(list(raw.values()), 1), loaded.labels, rows.group,
-                       relative=loaded.relative)
-    spec = FusionSpec(WeightedSum(), tuple(table.fit(k, RankInList) for k in range(2)))
+                       relative=frozenset(raw))
+    spec = FusionSpec(WeightedSum(), tuple(table.fit(k, Platt) for k in range(2)))
     assert FusionSpec.from_json(spec.to_json()) == spec
     fused = spec.score(raw, rows.group)
     moved = {name: score + 100.0 * (rows.group % 7) for name, score in raw.items()}
