@@ -33,6 +33,14 @@ MULTI = [("single", "per_field"), ("dbmtl", "uniform"), ("aitm", "uniform"), ("y
          ("deepmcp", "uniform"), ("nmtr", "field_dims"), ("dcrnn", "shared_rare")]
 
 
+QUICK = {"shared_bottom", "esmm", "mmoe", "youtube", "dupn"}
+
+
+def slow_unless(quick: bool, *values: str):
+    """An export takes seconds: by default one model stands for those whose graphs are alike."""
+    return pytest.param(*values, marks=[] if quick else [pytest.mark.slow])
+
+
 def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     assert list(found) == list(expected)
     for name, score in expected.items():
@@ -70,7 +78,7 @@ def test_every_allocation_is_exported() -> None:
 
 
 @pytest.mark.parametrize(("name", "alloc"), [
-    *SINGLE, *MULTI, ("din", "mask"), ("din", "per_bucket"), ("din", "field_dims"), ("din", "central"),
+    *SINGLE, *(slow_unless(name in QUICK, name, alloc) for name, alloc in MULTI), ("din", "mask"), ("din", "per_bucket"), ("din", "field_dims"), ("din", "central"),
     ("mmoe", "central")])
 def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
@@ -95,7 +103,7 @@ def test_models_of_one_score_are_exported(name: str, tmp_path: Path) -> None:
     export_package(model, SCHEMA, tmp_path / "package")
 
 
-@pytest.mark.parametrize("target", [name for name in TARGETS if name != "log"])
+@pytest.mark.parametrize("target", [slow_unless(name == "ziln", name) for name in TARGETS if name != "log"])
 def test_every_regression_target_is_exported(target: str, tmp_path: Path) -> None:
     model, rows = build("shared_bottom", "uniform", target=target), draw(300)
     export_onnx(model, SCHEMA, tmp_path / "onnx")
@@ -105,7 +113,7 @@ def test_every_regression_target_is_exported(target: str, tmp_path: Path) -> Non
     export_package(model, SCHEMA, tmp_path / "package")
 
 
-@pytest.mark.parametrize("name", ["autodeepfm", "autoipnn", "mmoe", "dupn"])
+@pytest.mark.parametrize("name", ["autodeepfm", "autoipnn", "mmoe", slow_unless(False, "dupn")])
 def test_searched_interactions_are_exported(name: str, tmp_path: Path) -> None:
     """Of every operation and order, and groups, on embeddings of their own, in single- and multi-objective models."""
     model, rows = build(name, "uniform", grown=True), draw(700)
@@ -117,7 +125,8 @@ def test_searched_interactions_are_exported(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "alloc"), [
     ("deepfm", "mask"), ("esmm", "per_field"), ("dnn", "per_bucket"), ("dnn", "central_attention"), ("dupn", "mask"),
-    ("deepmcp", "uniform"), ("nmtr", "uniform"), ("dcrnn", "uniform")])
+    slow_unless(False, "deepmcp", "uniform"), slow_unless(False, "nmtr", "uniform"),
+    slow_unless(False, "dcrnn", "uniform")])
 def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_package(model, SCHEMA, tmp_path / "export")

@@ -192,7 +192,7 @@ def test_properties_of_other_events_are_refused_in_training(schema: Schema, batc
 
 
 @pytest.mark.parametrize(("change", "options", "problem"), [
-    ({"item": {"side": "user"}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`.*add"),
+    ({"item": {"side": "user"}}, OPTIONS, r"dupn needs a sequence `of` a field with `side: item`.*add"),
     ({"seen": {"of": None}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
     ({"seen": {"side": "item"}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
     ({}, DUPNOptions(histories=("action",)), r"histories = 'action': not a history.*use query, seen"),
