@@ -78,8 +78,8 @@ def test_every_allocation_is_exported() -> None:
 
 
 @pytest.mark.parametrize(("name", "alloc"), [
-    *SINGLE, *(slow_unless(name in QUICK, name, alloc) for name, alloc in MULTI), ("din", "mask"), ("din", "per_bucket"), ("din", "field_dims"), ("din", "central"),
-    ("mmoe", "central")])
+    *SINGLE, *(slow_unless(name in QUICK, name, alloc) for name, alloc in MULTI), ("din", "mask"),
+    ("din", "per_bucket"), ("din", "field_dims"), ("din", "central"), ("mmoe", "central")])
 def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_onnx(model, SCHEMA, tmp_path / "export")
