@@ -746,7 +746,7 @@ class AutoFeature(Section):
         slots: operations of a micro-network at most.
         evaluations: genomes to judge, each by a training from scratch.
         epochs: passes over the rows per evaluation, or a part of one.
-        tie_break: AUC that having no micro-network is worth beside having all of them as large as can be.
+        tie_break: AUC that no micro-network is worth beside an operation in every slot of all of them.
     """
 
     triples: Annotated[int, Field(ge=0)] = 0

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from ctrmodels.archspec import ArchSpec, Interaction, all_pairs, model_fields
-from ctrmodels.nn.micronet import CONCAT, cost_of
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.controller import Breeding, NBTreeCRP, Proposal
 from ctrmodels.search.controller.genome import canonical
@@ -43,8 +42,8 @@ class AutoFeature:
         slots: operations of a micro-network at most.
         evaluations: genomes to judge.
         epochs: passes over ``train`` per evaluation, or a part of one.
-        tie_break: AUC that the smallest network is worth beside the largest one, in proportion to the operations
-            (FLOPs) of micro-networks; it decides between genomes whose AUC hardly differs.
+        tie_break: AUC that a genome without micro-networks is worth beside one in which every slot has an operation, in
+            proportion to their number; it decides between genomes whose AUC hardly differs.
         breeding: how genomes come about.
     """
 
@@ -62,8 +61,8 @@ class AutoFeature:
     def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """The micro-networks of the best genome; the checkpoint is written after every evaluation.
 
-        The trace has per evaluation ``auc``, ``score`` (with the tie-break), ``kept`` micro-networks, their ``flops``
-        per row and the ``leaf`` that the genome was bred in (``None`` = random). A kept micro-network's strength is the
+        The trace has per evaluation ``auc``, ``score`` (with the tie-break), ``kept`` micro-networks, their
+        ``operations`` and the ``leaf`` that the genome was bred in (``None`` = random). A kept micro-network's strength is the
         mean score of the judged genomes that have one there, less that of those that have none.
 
         Raises:
@@ -74,7 +73,6 @@ class AutoFeature:
             raise ValueError(f"AutoFeature needs a host that reads micro-networks: {' or '.join(GATED)}, "
                              f"not {host.model}")
         fields = self.combinations(rows, host, seed)
-        most = sum(cost_of((CONCAT,) * self.slots, len(f), host.dim)[1] for f in fields)
         controller = NBTreeCRP(len(fields), self.slots, seed, self.breeding)
         history = _History(checkpoint, {"method": self.name, "seed": seed, **configuration(self),
                                         "training": asdict(host.train)})
@@ -84,12 +82,12 @@ class AutoFeature:
             proposal = controller.propose()
             interactions = _micronets(fields, proposal.genome)
             auc, steps = self._judge(interactions, rows, host, seed)
-            cost = sum(cost_of(i.genes, i.order, host.dim)[1] for i in interactions)
-            score = auc - self.tie_break * cost / most
+            operations = sum(len(i.genes) for i in interactions)
+            score = auc - self.tie_break * operations / (len(fields) * self.slots)
             controller.observe(proposal, score)
             history.add(proposal, {
                 "evaluation": len(history.entries), "auc": round(auc, 8), "score": score, "kept": len(interactions),
-                "flops": cost, "leaf": proposal.leaf, "steps": steps})
+                "operations": operations, "leaf": proposal.leaf, "steps": steps})
         return self._found(rows, host, seed, fields, history)
 
     def combinations(self, rows: SearchRows, host: Host, seed: int) -> list[tuple[int, ...]]:

@@ -32,6 +32,7 @@ from ctrmodels.data.dataset import Rows
 from ctrmodels.errors import InputError
 from ctrmodels.multitask import ModelConfig, build_model
 from ctrmodels.nn.encoder import build_embedding
+from ctrmodels.nn.micronet import cost_of
 from ctrmodels.search import Host, SearchRows, random_control, retrain
 from ctrmodels.search.controls import TOLERANCE
 from ctrmodels.training import TrainConfig
@@ -54,6 +55,9 @@ INTERACTIONS: Mapping[str, dict[str, Any]] = {
           for triple in TRIPLES[::4])), "tables": {"third": PerField((2, 5, 3, DIM))}},
     "pruned_tables": {"interactions": tuple(replace(pair, table="second") for pair in PAIRS[::3]),
                       "tables": {"second": FieldDimMask(np.random.default_rng(3).random((4, DIM)) < 0.6)}},
+    "micronets": {"interactions": PAIRS[:2] + tuple(
+        Interaction(fields, "micronet", genes=genes) for fields, genes in (
+            ((0, 1), (2,)), ((1, 3), (3, 1, 3)), ((2, 4), (4, 3, 1, 1)), ((0, 2, 3), (1, 4))))},
     "groups": {"interactions": PAIRS[:2], "tables": {"order2": Uniform(3), "order3": Uniform(5)},
                "groups": (Group((0, 2), 1), Group((0, 1, 4), 2, "order2"), Group((1, 2, 3), 3, "order3"),
                           Group((0, 3, 4), 3, "order3", 0.5, "code"))},
@@ -116,8 +120,11 @@ def test_it_costs_the_sum_of_its_parts(pair: tuple[str, str]) -> None:
     vectors = sum(order * width for order, width in {
         (i.table, i.order): (i.order, _width(second, i)) for i in second.interactions if i.op == "outer"}.values())
     weights = sum(FIELDS if g.compensation == "code" else len(g.fields) for g in second.groups)
-    inputs = -(-sum(DIM if g.order == 1 else 1 for g in second.groups) // 8) * 8  # of the MLP
-    assert added["parameters_other"] == len(second.interactions) + kernels + vectors + weights + HOST.hidden[0] * inputs
+    appended = sum(DIM if g.order == 1 else 1 for g in second.groups) + DIM * len(second.micronets)
+    inputs = -(-appended // 8) * 8  # of the MLP
+    nets = sum(cost_of(i.genes, i.order, DIM)[0] for i in second.micronets)
+    assert added["parameters_other"] == (len(second.products) + kernels + vectors + weights + nets
+                                         + HOST.hidden[0] * inputs)
     assert added["bytes"] == 4 * (added["parameters_embedding"] + added["parameters_other"])
     if pair[1] == "pairs":
         assert added["flops"] == len(second.interactions) * (2 * DIM + 2)
