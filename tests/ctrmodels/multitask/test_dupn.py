@@ -4,12 +4,20 @@ Planted retrieval: a click is likely if some step of the history has the query's
 public code, a plain LSTM for a single task, lacks the property's gates; means of the history know the categories that
 were bought but not of which the purchase was.
 
-ANCHORS
+AUC of the click (the planted probabilities have about .81), and attention on the deciding step where it is the only one,
+an eighth by chance, seeds 0 to 2:
+
+    dupn               .812 .803 .816   .77 .86 .85
+    means              .684 .652 .652   (.737 on seed 0 with all pairs of fields, more epochs and a higher rate)
+
+Two things decide whether it learns: items that differ from the start, and small weights of the other two objectives.
+Both of these are read best from the last state, so that with full weights attention goes there and stays.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,7 +38,6 @@ from ctrmodels.nn.sequence import PropertyGatedLSTM, StepAttention
 from ctrmodels.training import TrainConfig, predict, seed_everything
 
 STEPS, CATEGORIES, TRAIN, TEST = 8, 8, 14_000, 4_000
-SCALE = 1.0
 OPTIONS = DUPNOptions(("seen",), ("action",), units=32, profile=16)
 
 
@@ -58,17 +65,24 @@ def retrieval(seed: int) -> tuple[Rows, Rows, np.ndarray]:
     return part(slice(TRAIN)), part(slice(TRAIN, None)), decides[TRAIN:]
 
 
-def found(name: str, seed: int, options: DUPNOptions | None = None, epochs: int = 6, lr: float = 5e-3,
-          tlr: float | None = None) -> tuple[float, float]:
-    """AUC of the click, and the attention on the deciding step where there is exactly one (0 for other models)."""
+@cache
+def found(kind: str, seed: int) -> tuple[float, float]:
+    """AUC of the click, and the attention on the deciding step where there is exactly one (0 without attention).
+
+    ``dupn``; ``means``, a shared bottom on the means of the history; ``untrained``. Items are told apart from the
+    start: embeddings of standard deviation 1, as ``torch.nn.Embedding`` has them.
+    """
     rows, test, decides = retrieval(seed)
     seed_everything(seed)
-    spec = ArchSpec.dense(rows.schema, 8)
-    model = build_model(name, rows.schema, spec, ModelConfig((32,), (16,), options=options))
+    spec = replace(ArchSpec.dense(rows.schema, 8), interactions=())
+    config = ModelConfig((32,), (16,), loss_weights={"share": 0.01, "odd": 0.01})
+    name = "shared_bottom" if kind == "means" else "dupn"
+    model = build_model(name, rows.schema, spec, config if kind == "means" else replace(config, options=OPTIONS))
     with torch.no_grad():
-        model.encoder.embedding.table.weight.mul_(SCALE)
-    train(model, rows, test, TrainConfig(epochs=epochs, patience=epochs, batch_size=128,
-                                         learning_rate=lr, table_learning_rate=tlr, device="cpu", seed=seed))
+        model.encoder.embedding.table.weight.normal_()
+    if kind != "untrained":
+        train(model, rows, test, TrainConfig(epochs=6, patience=6, batch_size=128, learning_rate=3e-3, device="cpu",
+                                             seed=seed))
     area = auc(test.labels[:, 0], predict(model, test)["click@all"])
     if not isinstance(model.trunk, DUPN):
         return area, 0.0
@@ -76,6 +90,15 @@ def found(name: str, seed: int, options: DUPNOptions | None = None, epochs: int 
     with torch.no_grad():
         weights = model.trunk.weights(model.eval().encoder(test.take(slice(None)))).numpy()
     return area, float(weights[single][decides[single]].mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_attention_finds_the_step_that_decides_and_means_do_not(seed: int) -> None:
+    """The stubs, a model of means and one that has learned nothing, each fail a bound."""
+    (area, mass), (of_means, _), (_, by_chance) = (found(kind, seed) for kind in ("dupn", "means", "untrained"))
+    assert area >= of_means + 0.02 and mass >= 0.6
+    assert by_chance < 0.6
 
 
 def steps_of(lengths: list[int], width: int = STEPS) -> Tensor:
@@ -147,8 +170,8 @@ def schema() -> Schema:
 def test_a_longer_padding_changes_nothing(schema: Schema, batch: Batch) -> None:
     model = small(schema)
     there, read = steps_of([i % 9 for i in range(32)]), ("seen", "action")
-    kept = {k: batch.sequences[k].masked_fill(~there, -1) for k in read}
-    short = replace(batch, sequences={**batch.sequences, **kept})
+    cut = {k: batch.sequences[k].masked_fill(~there, -1) for k in read}
+    short = replace(batch, sequences={**batch.sequences, **cut})
     longer = replace(short, sequences={k: F.pad(v, (0, 3), value=-1) for k, v in short.sequences.items()})
     torch.testing.assert_close(model(longer), model(short))
     model.loss(short).backward()
@@ -192,7 +215,7 @@ def test_properties_of_other_events_are_refused_in_training(schema: Schema, batc
 
 
 @pytest.mark.parametrize(("change", "options", "problem"), [
-    ({"item": {"side": "user"}}, OPTIONS, r"dupn needs a sequence `of` a field with `side: item`.*add"),
+    ({"item": {"side": "user"}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`.*add"),
     ({"seen": {"of": None}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
     ({"seen": {"side": "item"}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
     ({}, DUPNOptions(histories=("action",)), r"histories = 'action': not a history.*use query, seen"),
