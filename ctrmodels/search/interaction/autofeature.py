@@ -62,8 +62,8 @@ class AutoFeature:
         """The micro-networks of the best genome; the checkpoint is written after every evaluation.
 
         The trace has per evaluation ``auc``, ``score`` (with the tie-break), ``kept`` micro-networks, their
-        ``operations`` and the ``leaf`` that the genome was bred in (``None`` = random). A kept micro-network's strength is the
-        mean score of the judged genomes that have one there, less that of those that have none.
+        ``operations`` and the ``leaf`` that the genome was bred in (``None`` = random). A kept micro-network's strength
+        is the mean score of the judged genomes that have one there, less that of those that have none.
 
         Raises:
             ValueError: the host does not read micro-networks.
