@@ -4,8 +4,8 @@ Planted retrieval: a click is likely if some step of the history has the query's
 public code, a plain LSTM for a single task, lacks the property's gates; means of the history know the categories that
 were bought but not of which the purchase was.
 
-AUC of the click (the planted probabilities have about .81), and attention on the deciding step where it is the only one,
-an eighth by chance, seeds 0 to 2:
+AUC of the click (the planted probabilities have about .81), and attention on the deciding step where it is the only
+one, an eighth by chance, seeds 0 to 2:
 
     dupn               .812 .803 .816   .77 .86 .85
     means              .684 .652 .652   (.737 on seed 0 with all pairs of fields, more epochs and a higher rate)
@@ -215,7 +215,7 @@ def test_properties_of_other_events_are_refused_in_training(schema: Schema, batc
 
 
 @pytest.mark.parametrize(("change", "options", "problem"), [
-    ({"item": {"side": "user"}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`.*add"),
+    ({"item": {"side": "user"}}, OPTIONS, r"data\.fields = .*dupn needs a sequence `of` a field with `side: item`"),
     ({"seen": {"of": None}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
     ({"seen": {"side": "item"}}, OPTIONS, r"histories = 'seen': not a history.*use query"),
     ({}, DUPNOptions(histories=("action",)), r"histories = 'action': not a history.*use query, seen"),
