@@ -82,10 +82,10 @@ def learned(seed: int, alpha: float, beta: float) -> tuple[float, float]:
 
 
 def test_correlation_brings_items_of_a_cluster_together() -> None:
-    """The stub, the same subnet with a weight of nothing, fails the bound."""
+    """The stub, prediction alone, fails the bound."""
     alone, helped = learned(0, 0.0, 0.0), learned(0, 0.0, 0.1)
-    assert helped[0] >= alone[0] + 0.1 and helped[1] >= alone[1] - 0.01
-    assert not learned(0, 0.0, 1e-9)[0] >= alone[0] + 0.1
+    assert helped[0] >= 0.28 and helped[1] >= alone[1] - 0.01
+    assert not alone[0] >= 0.28
 
 
 @pytest.mark.slow
