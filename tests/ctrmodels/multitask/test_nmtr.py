@@ -104,7 +104,7 @@ def model_of(kind: str, schema: Schema, carry: Carry = "logit") -> MultiObjectiv
 def _alone(schema: Schema) -> tuple[tuple[Behaviour, ...], tuple[str, ...]]:
     """Every behaviour from its own head, on all rows."""
     names = [o.name for o in schema.objectives]
-    return tuple(Behaviour(n, "all", (), (n,)) for n in names), tuple(f"{n}@all" for n in names)
+    return tuple(Behaviour(n, "all", (), heads=(n,)) for n in names), tuple(f"{n}@all" for n in names)
 
 
 def hits(kind: str, seed: int, leak: Leak = "nothing") -> float:
