@@ -185,6 +185,8 @@ class MicroNets(nn.Module):
 
     def forward(self, fields: Tensor) -> list[Tensor]:
         """[B, F, D] → [B, M * D] of every order."""
+        if not self.orders:
+            return []
         if torch.compiler.is_exporting():
             return [order(fields.transpose(0, 1)) for order in self.orders]
         parts = [part.transpose(0, 1).contiguous() for part in fields.split(ROWS)]  # [F, b, D] each
