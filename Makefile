@@ -20,7 +20,7 @@ stage: setup  ## one stage, with what it needs: make stage NAME=search_embedding
 	@dvc repro $(NAME)$(if $(KEY),@$(KEY))
 
 test: setup-test  ## the default tests
-	@python -m pytest
+	@python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup-test  ## the calibrated and long tests
 	@python -m pytest -m slow
