@@ -1,4 +1,4 @@
-"""Compiled kernels of the training step on a CPU, built from ``kernels.cpp`` on first use.
+"""Compiled kernels of the training step on a CPU, built from ``kernels.cpp`` and the headers beside it on first use.
 
 They fuse what torch does in several passes over memory. Where there is no C++ compiler, or a tensor is on another
 device, the callers compute the same by torch's operations: slower, and equal within the rounding of float32.
@@ -85,7 +85,9 @@ def _load() -> Any | None:
 def _digest(compiler: str) -> str:
     """Of everything that decides what is compiled."""
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
-    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest = hashlib.sha256()
+    for source in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))):
+        digest.update(source.read_bytes())
     for part in (torch.__version__, version, _processor(), *FLAGS):
         digest.update(part.encode())
     return digest.hexdigest()[:16]

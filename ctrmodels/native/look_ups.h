@@ -1,0 +1,220 @@
+// Look-ups: batches into rows of tables, rows into batches, and their gradients by row.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "common.h"
+
+namespace {
+
+// index int32 [n], none negative -> rows int64 [U], rising; order int32 [n], the look-ups with those of one row side
+// by side, in their order; begins int32 [U], where each row's begin. A stable radix sort of the row numbers, for
+// which every thread counts and then places the entries of its own part.
+std::tuple<Tensor, Tensor, Tensor> group(const Tensor& index) {
+  check(index, at::kInt, 1, "index");
+  constexpr int kBits = 10, kBuckets = 1 << kBits;
+  using Counts = std::array<int32_t, kBuckets>;
+  const int64_t n = index.numel();
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), n / kGrain));
+  const auto part = [&](int64_t p) { return n * p / parts; };
+  const int32_t* keys = index.const_data_ptr<int32_t>();
+  std::unique_ptr<uint64_t[]> front(new uint64_t[n]), back(new uint64_t[n]);  // not filled, unlike a vector
+  std::vector<uint32_t> largest(parts);
+  const auto each_part = [&](const auto& work) {
+    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) work(p, part(p), part(p + 1));
+    });
+  };
+  each_part([&](int64_t p, int64_t begin, int64_t end) {
+    uint32_t most = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t key = static_cast<uint32_t>(keys[i]);
+      most = std::max(most, key);
+      front[i] = static_cast<uint64_t>(key) << 32 | static_cast<uint64_t>(i);
+    }
+    largest[p] = most;
+  });
+  const uint32_t most = *std::max_element(largest.begin(), largest.end());
+  TORCH_CHECK(most <= INT32_MAX, "index has a negative row number");
+  std::vector<Counts> places(parts);
+  for (int shift = 0; shift < 31 && (most >> shift) != 0; shift += kBits) {
+    const auto bucket = [shift](uint64_t entry) { return (entry >> (32 + shift)) & (kBuckets - 1); };
+    each_part([&](int64_t p, int64_t begin, int64_t end) {
+      places[p].fill(0);
+      for (int64_t i = begin; i < end; ++i) ++places[p][bucket(front[i])];
+    });
+    int32_t next = 0;
+    for (int k = 0; k < kBuckets; ++k)
+      for (Counts& counts : places) next += std::exchange(counts[k], next);
+    each_part([&](int64_t p, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) back[places[p][bucket(front[i])]++] = front[i];
+    });
+    front.swap(back);
+  }
+  const auto opens = [&](int64_t i) { return i == 0 || front[i] >> 32 != front[i - 1] >> 32; };
+  std::vector<int64_t> first(parts + 1);
+  each_part([&](int64_t p, int64_t begin, int64_t end) {
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) count += opens(i);
+    first[p + 1] = count;
+  });
+  std::partial_sum(first.begin(), first.end(), first.begin());
+  Tensor order = at::empty({n}, index.options()), begins = at::empty({first[parts]}, index.options());
+  Tensor rows = at::empty({first[parts]}, index.options().dtype(at::kLong));
+  int32_t *out = order.mutable_data_ptr<int32_t>(), *starts = begins.mutable_data_ptr<int32_t>();
+  int64_t* row = rows.mutable_data_ptr<int64_t>();
+  each_part([&](int64_t p, int64_t begin, int64_t end) {
+    int64_t k = first[p];
+    for (int64_t i = begin; i < end; ++i) {
+      out[i] = static_cast<int32_t>(front[i]);
+      if (opens(i)) {
+        row[k] = static_cast<int64_t>(front[i] >> 32);
+        starts[k++] = static_cast<int32_t>(i);
+      }
+    }
+  });
+  return {rows, order, begins};
+}
+
+// Where each look-up finds its row among the distinct ones: order and begins of group() -> int32 [n].
+Tensor places(const Tensor& order, const Tensor& begins) {
+  check(order, at::kInt, 1, "order");
+  check(begins, at::kInt, 1, "begins");
+  const int64_t n = order.numel(), u = begins.numel();
+  const int32_t *from = order.const_data_ptr<int32_t>(), *starts = begins.const_data_ptr<int32_t>();
+  Tensor result = at::empty({n}, order.options());
+  int32_t* to = result.mutable_data_ptr<int32_t>();
+  at::parallel_for(0, u, grain(n / std::max<int64_t>(1, u)), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t i = starts[k], stop = k + 1 < u ? starts[k + 1] : n; i < stop; ++i)
+        to[from[i]] = static_cast<int32_t>(k);
+  });
+  return result;
+}
+
+// Whether rows int64 [U] rise, which makes them distinct.
+bool rising(const Tensor& rows) {
+  check(rows, at::kLong, 1, "rows");
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  bool rises = true;
+  for (int64_t k = 1; k < rows.numel(); ++k) rises &= row[k - 1] < row[k];
+  return rises;
+}
+
+// table [V, D], index int32 [n] -> [n, D].
+Tensor gather(const Tensor& table, const Tensor& index) {
+  check(table, at::kFloat, 2, "table");
+  check(index, at::kInt, 1, "index");
+  const int64_t n = index.numel(), width = table.size(1), height = table.size(0);
+  const int32_t* rows = index.const_data_ptr<int32_t>();
+  const float* from = table.const_data_ptr<float>();
+  Tensor result = at::empty({n, width}, table.options());
+  float* to = result.mutable_data_ptr<float>();
+  at::parallel_for(0, n, grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) __builtin_prefetch(from + static_cast<int64_t>(rows[i + kAhead]) * width);
+      std::memcpy(to + i * width, from + row_at(rows, i, height) * width, width * sizeof(float));
+    }
+  });
+  return result;
+}
+
+// The sum of a row's fields: table [V, K], index int32 [B * F], field after field -> [B, K].
+Tensor field_sums(const Tensor& table, const Tensor& index, int64_t fields) {
+  check(table, at::kFloat, 2, "table");
+  check(index, at::kInt, 1, "index");
+  TORCH_CHECK(fields > 0 && index.numel() % fields == 0, index.numel(), " look-ups are not rows of ", fields);
+  const int64_t b = index.numel() / fields, width = table.size(1), height = table.size(0);
+  const int32_t* rows = index.const_data_ptr<int32_t>();
+  const float* from = table.const_data_ptr<float>();
+  Tensor result = at::empty({b, width}, table.options());
+  float* to = result.mutable_data_ptr<float>();
+  at::parallel_for(0, b, grain(fields * width), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float* sum = to + i * width;
+      std::fill(sum, sum + width, 0.0f);
+      for (int64_t k = i * fields; k < (i + 1) * fields; ++k) {
+        if (k + kAhead < end * fields) __builtin_prefetch(from + static_cast<int64_t>(rows[k + kAhead]) * width);
+        const int64_t r = row_at(rows, k, height);
+        for (int64_t j = 0; j < width; ++j) sum[j] += from[r * width + j];
+      }
+    }
+  });
+  return result;
+}
+
+// Its gradient by rows: gradient [B, K], and order [n] and begins [U] of group() -> [U, K].
+Tensor field_sums_backward(const Tensor& gradient, const Tensor& order, const Tensor& begins, int64_t fields) {
+  check(gradient, at::kFloat, 2, "gradient");
+  check(order, at::kInt, 1, "order");
+  check(begins, at::kInt, 1, "begins");
+  const int64_t n = order.numel(), u = begins.numel(), width = gradient.size(1);
+  TORCH_CHECK(gradient.size(0) * fields == n, n, " look-ups of ", fields, " fields in ", gradient.size(0), " rows");
+  const float* from = gradient.const_data_ptr<float>();
+  const int32_t *look_ups = order.const_data_ptr<int32_t>(), *starts = begins.const_data_ptr<int32_t>();
+  Tensor result = at::empty({u, width}, gradient.options());
+  float* to = result.mutable_data_ptr<float>();
+  // Threads share the look-ups, not the rows: a few rows have most of them.
+  at::parallel_for(0, n, grain(width), [&](int64_t begin, int64_t end) {
+    const auto row_from = [&](int64_t i) { return std::lower_bound(starts, starts + u, i) - starts; };
+    for (int64_t k = row_from(begin), last = row_from(end); k < last; ++k) {
+      float* sum = to + k * width;
+      std::fill(sum, sum + width, 0.0f);
+      for (int64_t i = starts[k], stop = k + 1 < u ? starts[k + 1] : n; i < stop; ++i) {
+        const float* g = from + look_ups[i] / static_cast<int32_t>(fields) * width;
+        for (int64_t j = 0; j < width; ++j) sum[j] += g[j];
+      }
+    }
+  });
+  return result;
+}
+
+// Rows index int32 [n] of columns of any type, each [N, ...]: one pass fetches the rows of all columns ahead.
+std::vector<Tensor> take(at::TensorList columns, const Tensor& index) {
+  check(index, at::kInt, 1, "index");
+  struct Column {
+    const char* from;
+    char* to;
+    int64_t bytes;
+  };
+  constexpr int64_t kLine = 64;
+  const int64_t n = index.numel(), height = columns.empty() ? 0 : columns[0].size(0);
+  std::vector<Tensor> found;
+  std::vector<Column> copies;
+  int64_t total = 0;
+  for (const Tensor& column : columns) {
+    TORCH_CHECK(column.device().is_cpu() && column.is_contiguous() && column.size(0) == height,
+                "columns have to be contiguous, on the CPU and of one length");
+    auto shape = column.sizes().vec();
+    shape[0] = n;
+    found.push_back(at::empty(shape, column.options()));
+    const int64_t bytes = height ? static_cast<int64_t>(column.nbytes()) / height : 0;
+    copies.push_back({static_cast<const char*>(column.const_data_ptr()), static_cast<char*>(found.back().data_ptr()), bytes});
+    total += bytes;
+  }
+  const int32_t* rows = index.const_data_ptr<int32_t>();
+  at::parallel_for(0, n, grain(total / sizeof(float)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = row_at(rows, i, height);
+      for (const Column& c : copies) {
+        if (i + kAheadRows < end)
+          for (int64_t at = 0; at < c.bytes; at += kLine)
+            __builtin_prefetch(c.from + rows[i + kAheadRows] * c.bytes + at);
+        std::memcpy(c.to + i * c.bytes, c.from + row * c.bytes, c.bytes);
+      }
+    }
+  });
+  return found;
+}
+
+}  // namespace

@@ -1,0 +1,146 @@
+// Searches' relaxations of touched rows: soft thresholds, and mixtures of candidates.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <bit>
+#include <tuple>
+
+#include "common.h"
+
+namespace {
+
+// 1 / (1 + exp(-x)) within 2 units of the last place, 0 below -80, in operations that compilers do side by side: no branch.
+float logistic(float x) {
+  constexpr float kRound = 12582912.0f;  // above it a float has no fraction
+  const float power = std::min(std::max(x, -80.0f), 80.0f) * -1.44269504f;
+  const float whole = (power + kRound) - kRound, f = power - whole;
+  const float fraction = 1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * (
+      0.00961812911f + f * (0.00133335581f + f * 0.000154035304f)))));
+  const float y = 1.0f / (1.0f + fraction * std::bit_cast<float>((static_cast<int32_t>(whole) + 127) << 23));
+  return y * static_cast<float>(x >= -80.0f);
+}
+
+// A row x [D] drawn towards zero by level = sigmoid(s), one of all values or one of each.
+template <int64_t kWidth, bool kOne>
+void draw_in(const float* __restrict__ x, const float* __restrict__ s, float* __restrict__ level, float* __restrict__ out,
+             int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  for (int64_t j = 0; j < (kOne ? 1 : d); ++j) level[j] = logistic(s[j]);
+  for (int64_t j = 0; j < d; ++j) {
+    const float limit = level[kOne ? 0 : j];
+    out[j] = x[j] - std::min(std::max(x[j], -limit), limit);
+  }
+}
+
+// The gradient of such a row, where y is what it was drawn to: of x, and of s by value.
+template <int64_t kWidth, bool kOne>
+void push_back(const float* __restrict__ g, const float* __restrict__ y, const float* __restrict__ level,
+               float* __restrict__ of_x, float* __restrict__ of_s, int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  for (int64_t j = 0; j < d; ++j) {
+    const float limit = level[kOne ? 0 : j], kept = y[j] != 0.0f ? g[j] : 0.0f;
+    of_x[j] = kept;
+    of_s[j] = (y[j] > 0.0f ? -kept : kept) * (limit * (1.0f - limit));
+  }
+}
+
+// Soft thresholds: rows int64 [U] of table [V, D] drawn towards zero by level = sigmoid(thresholds), and not beyond it.
+// thresholds are [V, D] or [V, 1], looked up by row. -> the rows [U, D], and their level.
+std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds, const Tensor& rows) {
+  check(table, at::kFloat, 2, "table");
+  check(thresholds, at::kFloat, 2, "thresholds");
+  check(rows, at::kLong, 1, "rows");
+  const int64_t u = rows.numel(), d = table.size(1), height = table.size(0), w = thresholds.size(1);
+  TORCH_CHECK(thresholds.size(0) == height && (w == d || w == 1), "shapes do not fit");
+  const float *from = table.const_data_ptr<float>(), *by = thresholds.const_data_ptr<float>();
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  Tensor result = at::empty({u, d}, table.options()), level = at::empty({u, w}, table.options());
+  float *to = result.mutable_data_ptr<float>(), *levels = level.mutable_data_ptr<float>();
+  const auto draw = w == 1 ? draw_in<0, true> : d == 16 ? draw_in<16, false> : draw_in<0, false>;
+  at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) {
+        __builtin_prefetch(from + row[k + kAheadRows] * d);
+        __builtin_prefetch(by + row[k + kAheadRows] * w);
+      }
+      const int64_t r = row_at(row, k, height);
+      draw(from + r * d, by + r * w, levels + k * w, to + k * d, d);
+    }
+  });
+  return {result, level};
+}
+
+// Its gradients, [U, D] each, where level = sigmoid(s): of the rows, and of s by value.
+std::tuple<Tensor, Tensor> soften_backward(const Tensor& gradient, const Tensor& output, const Tensor& level) {
+  check(gradient, at::kFloat, 2, "gradient");
+  check(output, at::kFloat, 2, "output");
+  check(level, at::kFloat, 2, "level");
+  const int64_t u = output.size(0), d = output.size(1), w = level.size(1);
+  TORCH_CHECK(gradient.sizes() == output.sizes() && level.size(0) == u && (w == d || w == 1), "shapes do not fit");
+  Tensor of_rows = at::empty({u, d}, output.options()), of_level = at::empty({u, d}, output.options());
+  const float *g = gradient.const_data_ptr<float>(), *y = output.const_data_ptr<float>(), *t = level.const_data_ptr<float>();
+  float *pull = of_rows.mutable_data_ptr<float>(), *push = of_level.mutable_data_ptr<float>();
+  const auto push_row = w == 1 ? push_back<0, true> : d == 16 ? push_back<16, false> : push_back<0, false>;
+  at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) push_row(g + k * d, y + k * d, t + k * w, pull + k * d, push + k * d, d);
+  });
+  return {of_rows, of_level};
+}
+
+// Candidates [U, N * D] squashed by tanh and mixed by weights [U, N] -> [U, D], and the squashed ones.
+std::tuple<Tensor, Tensor> squash(const Tensor& candidates, const Tensor& weights) {
+  check(candidates, at::kFloat, 2, "candidates");
+  check(weights, at::kFloat, 2, "weights");
+  const int64_t u = candidates.size(0), n = weights.size(1), d = candidates.size(1) / std::max<int64_t>(n, 1);
+  TORCH_CHECK(weights.size(0) == u && n * d == candidates.size(1), "shapes do not fit");
+  Tensor mixed = at::empty({u, d}, candidates.options()), squashed = at::empty(candidates.sizes(), candidates.options());
+  const float *from = candidates.const_data_ptr<float>(), *by = weights.const_data_ptr<float>();
+  float *to = mixed.mutable_data_ptr<float>(), *kept = squashed.mutable_data_ptr<float>();
+  at::parallel_for(0, u, grain(4 * n * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const float* __restrict__ x = from + k * n * d;
+      float* __restrict__ y = kept + k * n * d;
+      float* __restrict__ out = to + k * d;
+      for (int64_t j = 0; j < n * d; ++j) y[j] = 2.0f * logistic(2.0f * x[j]) - 1.0f;
+      for (int64_t j = 0; j < d; ++j) out[j] = by[k * n] * y[j];
+      for (int64_t c = 1; c < n; ++c)
+        for (int64_t j = 0; j < d; ++j) out[j] += by[k * n + c] * y[c * d + j];
+    }
+  });
+  return {mixed, squashed};
+}
+
+// Its gradients: of the candidates, and of the weights.
+std::tuple<Tensor, Tensor> squash_backward(const Tensor& gradient, const Tensor& squashed, const Tensor& weights) {
+  check(gradient, at::kFloat, 2, "gradient");
+  check(squashed, at::kFloat, 2, "squashed");
+  check(weights, at::kFloat, 2, "weights");
+  const int64_t u = squashed.size(0), n = weights.size(1), d = gradient.size(1);
+  TORCH_CHECK(gradient.size(0) == u && weights.size(0) == u && squashed.size(1) == n * d, "shapes do not fit");
+  Tensor of_candidates = at::empty(squashed.sizes(), squashed.options()),
+         of_weights = at::empty(weights.sizes(), weights.options());
+  const float *g = gradient.const_data_ptr<float>(), *y = squashed.const_data_ptr<float>(),
+              *by = weights.const_data_ptr<float>();
+  float *pull = of_candidates.mutable_data_ptr<float>(), *push = of_weights.mutable_data_ptr<float>();
+  at::parallel_for(0, u, grain(3 * n * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (int64_t c = 0; c < n; ++c) {
+        const float* __restrict__ t = y + (k * n + c) * d;
+        const float* __restrict__ h = g + k * d;
+        float* __restrict__ out = pull + (k * n + c) * d;
+        const float weight = by[k * n + c];
+        float sum = 0.0f;
+        for (int64_t j = 0; j < d; ++j) {
+          sum += h[j] * t[j];
+          out[j] = weight * h[j] * (1.0f - t[j] * t[j]);
+        }
+        push[k * n + c] = sum;
+      }
+  });
+  return {of_candidates, of_weights};
+}
+
+}  // namespace
