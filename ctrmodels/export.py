@@ -65,24 +65,26 @@ def export_onnx(model: Model, schema: Schema, folder: Path, fusion: FusionSpec |
         schema: of its inputs.
         folder: a new or empty one.
         fusion: how its scores are fused; the file then has one more score, ``fused``. A function of ranks takes
-            the rows of one call for one list.
+            the rows of one call for one list. A length or price is read from the input ``numeric``.
 
     Raises:
         InputError: the folder is not empty, a package is not installed, the scores differ, or the fusion was
-            fitted for another model or fuses what is no score of this one.
+            fitted for another model or fuses what is neither a score of this one nor an input.
     """
     serving = _serving()
     rows = _random_rows(schema)
     expected = _scores(model, rows)
     if fusion is not None:
-        _check_fusion(fusion, model, list(expected))
+        _check_fusion(fusion, model, schema, list(expected))
     outputs = list(expected) if fusion is None else [*expected, FUSED]
     with _appearing(folder) as partial, _quiet():
-        _save_onnx(partial, schema, _program(model, rows, fusion), list(rows), dict.fromkeys(outputs, ()))
+        fused_score = None if fusion is None else _Fused(fusion, schema)
+        _save_onnx(partial, schema, _program(model, rows, fused_score), list(rows), dict.fromkeys(outputs, ()))
         found = serving.Scorer(partial).score(rows["ids"], rows["numeric"], _sequences(rows))
         _compare(folder, found, expected, TOLERANCE)
         if fusion is not None:  # from the file's own scores, whose small errors a logarithm may magnify
             scores = {name: found[name] for name in expected}
+            scores |= _logged(fusion, schema, rows["numeric"].astype(np.float64))
             fused = fusion.score(scores, np.zeros(CHECKED_ROWS, int), fingerprint(model))
             _compare(folder, found, {FUSED: fused}, FUSED_TOLERANCE)
 
@@ -135,28 +137,55 @@ def export_package(model: Model, schema: Schema, folder: Path) -> None:
         _compare(folder, {name: score.numpy() for name, score in scores.items()}, expected, TOLERANCE)
 
 
+class _Fused(nn.Module):
+    """A fusion of a model's scores and, where it has a length or price, of its numeric inputs."""
+
+    def __init__(self, fusion: FusionSpec, schema: Schema) -> None:
+        super().__init__()
+        self._fusion, self._schema = fusion, schema
+        self.graph = FusedGraph(fusion)
+
+    def forward(self, scores: dict[str, Tensor], numeric: Tensor) -> Tensor:
+        """Fused score [B]."""
+        fused: Tensor = self.graph(scores | _logged(self._fusion, self._schema, numeric.double()))
+        return fused
+
+
 class _Scores(nn.Module):
     """A model as a function of plain tensors, with its fused score if there is a fusion."""
 
-    def __init__(self, model: Model, fusion: FusionSpec | None = None) -> None:
+    def __init__(self, model: Model, fused: _Fused | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.fused = None if fusion is None else FusedGraph(fusion)
+        self.model, self.fused = model, fused
 
     def forward(self, ids: Tensor, numeric: Tensor, sequences: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scores by name, [B] each. Serving knows neither labels nor positions."""
         n = ids.shape[0]
         scores = self.model.predict(Batch(ids, numeric, sequences, numeric.new_zeros(n, 0), ids.new_zeros(n)))
-        return scores if self.fused is None else scores | {FUSED: self.fused(scores)}
+        return scores if self.fused is None else scores | {FUSED: self.fused(scores, numeric)}
 
 
-def _check_fusion(fusion: FusionSpec, model: Model, names: list[str]) -> None:
-    """Refuse a fusion of anything but this model's scores."""
+def _check_fusion(fusion: FusionSpec, model: Model, schema: Schema, names: list[str]) -> None:
+    """Refuse a fusion of anything but this model's scores and inputs."""
     fusion.check_models(fingerprint(model))
-    for score in fusion.scores:
+    for score in fusion.predicted:
         if score.name not in names:
             raise InputError("fusion", "score", score.name, f"is none of the model's scores {', '.join(names)}",
                              "fuse by FusionSpec.score what comes from elsewhere")
+    numeric = [f.name for f in schema.numeric_fields]
+    for column in fusion.columns:
+        if column.name not in numeric:
+            raise InputError("fusion", column.part, column.name, "is no numeric input of the model, so that its server "
+                             f"does not know it; the inputs are {', '.join(numeric) or 'none'}",
+                             "name it in data.fields and train again, or fuse by FusionSpec.score")
+        if column.name not in schema.scales:
+            raise InputError("fusion", column.part, column.name, "its scale is not in schema.json, so that its value "
+                             "cannot be told from the model's input", "run the stages from `encode` again")
+
+
+def _logged(fusion: FusionSpec, schema: Schema, numeric: Any) -> dict[str, Any]:
+    """The log's columns of a fusion in their own units, [B] each, from ``numeric`` [B, N] in float64."""
+    return {c.name: schema.scales[c.name].raw(numeric[:, schema.numeric_index(c.name)]) for c in fusion.columns}
 
 
 def _serving() -> ModuleType:
@@ -179,10 +208,10 @@ def _save_onnx(folder: Path, schema: Schema, program: ExportedProgram, inputs: l
     shutil.copyfile(_serving().__file__ or "", folder / "serving.py")
 
 
-def _program(model: Model, rows: Mapping[str, np.ndarray], fusion: FusionSpec | None = None) -> ExportedProgram:
+def _program(model: Model, rows: Mapping[str, np.ndarray], fused: _Fused | None = None) -> ExportedProgram:
     """The graph of a model with folded embeddings and packed tables, for any number of rows."""
     batch = {0: torch.export.Dim("batch")}
-    return _exported(_Scores(_packed(model), fusion), _arguments(rows),
+    return _exported(_Scores(_packed(model), fused), _arguments(rows),
                      (batch, batch, dict.fromkeys(_sequences(rows), batch)))
 
 

@@ -1155,6 +1155,43 @@ class FusionOffPolicy(Section):
     clip: Annotated[float, Field(ge=1)] | None = None
 
 
+class FusionLength(Section):
+    """The length term of ``product_with_length``.
+
+    Attributes:
+        length: the numeric field that tells how long an item is, such as a video's seconds; above 0.
+        form: ``sigmoid`` = bounded, x / (1 + x); ``log`` = log(1 + x); x is the length over a searched midpoint.
+    """
+
+    length: str | None = None
+    form: Literal["sigmoid", "log"] = "sigmoid"
+
+
+class FusionValue(Section):
+    """What ``expected_value`` adds up: each event's probability times what it is worth.
+
+    Attributes:
+        values: binary objective → what one such event is worth, in any unit; those not named are worth nothing.
+        price: the numeric field whose value an event's worth is multiplied by, 0 or more; ``null`` = none.
+        priced: the objectives that the price multiplies; ``null`` = all of ``values``.
+    """
+
+    values: dict[str, Annotated[float, Field(ge=0)]] = {}
+    price: str | None = None
+    priced: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FusionValue:
+        if self.values and not any(self.values.values()):
+            raise ValueError("values: at least one event must be worth more than 0")
+        if self.priced is not None and self.price is None:
+            raise ValueError("priced: there is no price; name the field in price, or take priced out")
+        for name in self.priced or ():
+            if not self.values.get(name):
+                raise ValueError(f"priced: {name!r} is worth nothing by values; give it a value there, or take it out")
+        return self
+
+
 class TuneFusion(Section):
     """Weights of the fused score: tuned on the first ``window`` of valid's groups, reported on the rest.
 
@@ -1163,7 +1200,8 @@ class TuneFusion(Section):
             ``select_model`` chose.
         incumbent: the fusion.json in service, that the new order is held against; ``null`` = equal weights.
         segments: a field whose values get weights of their own, shrunk to the common ones; ``null`` = none.
-        functions: which are tuned, each for ``trials``; the best is taken.
+        functions: which are tuned, each for ``trials``; the best is taken. ``product_with_length`` and
+            ``expected_value`` need their sections.
         tuner: how weights are searched: ``tpe``; ``gp``, where floors are tight; ``cma``, blind to floors; ``nsga2``,
             for the front; ``random`` and ``grid``, to compare with.
         metric: of an order: ``ndcg`` of the first ``k``, ``gauc``, ``mrr``, or ``value`` per exposure.
@@ -1174,9 +1212,12 @@ class TuneFusion(Section):
         lists: trials are judged on at most so many lists, the best of them again on the whole window.
     """
 
-    functions: Annotated[tuple[Literal["weighted_sum", "weighted_product", "shifted_power", "exponential_sum",
-                                       "exponential_boost", "reciprocal_rank"], ...], Field(min_length=1)] = (
+    functions: Annotated[tuple[Literal["weighted_sum", "weighted_product", "product_with_length", "shifted_power",
+                                       "exponential_sum", "exponential_boost", "expected_value", "reciprocal_rank",
+                                       "constrained"], ...], Field(min_length=1)] = (
         "weighted_sum", "weighted_product")
+    product_with_length: FusionLength = FusionLength()
+    expected_value: FusionValue = FusionValue()
     tuner: Literal["tpe", "gp", "cma", "nsga2", "random", "grid"] = "tpe"
     metric: Literal["ndcg", "gauc", "mrr", "value"] = "ndcg"
     k: Annotated[int, Field(ge=1)] = 10
@@ -1199,6 +1240,26 @@ class TuneFusion(Section):
         if self.segments is not None and others:
             raise ValueError(f"segments: only weights differ by segment, and {others[0]} has constants beside them")
         return self
+
+    @model_validator(mode="after")
+    def _functions_have_what_they_need(self) -> TuneFusion:
+        if "product_with_length" in self.functions and self.product_with_length.length is None:
+            raise ValueError("functions: product_with_length needs product_with_length.length, the numeric field of "
+                             "the items' length")
+        if "expected_value" in self.functions and not self.expected_value.values:
+            raise ValueError("functions: expected_value needs expected_value.values, what an event of each objective "
+                             "is worth")
+        return self
+
+    @property
+    def columns(self) -> dict[Literal["length", "price"], str]:
+        """The numeric fields that the functions have beside the scores, by what they are to them."""
+        found: dict[Literal["length", "price"], str] = {}
+        if "product_with_length" in self.functions and self.product_with_length.length is not None:
+            found["length"] = self.product_with_length.length
+        if "expected_value" in self.functions and self.expected_value.price is not None:
+            found["price"] = self.expected_value.price
+        return found
 
     @property
     def fields(self) -> dict[str, tuple[str, ...]]:
@@ -1288,6 +1349,19 @@ class Params(Section):
             for name in fields:
                 if name not in single:
                     raise ValueError(f"tune_fusion.{key} = {name!r} is no categorical or numeric field of data.fields")
+        numeric = [f.name for f in self.data.fields if f.kind == "numeric"]
+        for key, column in (("product_with_length.length", fusion.product_with_length.length),
+                            ("expected_value.price", fusion.expected_value.price)):
+            if column in [o.name for o in self.data.objectives]:
+                raise ValueError(f"tune_fusion.{key} = {column!r} is an objective, which nobody knows when rows are "
+                                 "served: name a numeric field of data.fields")
+            if column is not None and column not in numeric:
+                raise ValueError(f"tune_fusion.{key} = {column!r} is no numeric field of data.fields: name it there, "
+                                 "since a served model is given its fields and nothing else")
+        for name in fusion.expected_value.values:
+            if name not in [o.name for o in self.data.objectives if o.kind == "binary"]:
+                raise ValueError(f"tune_fusion.expected_value.values names {name!r}, no binary objective of "
+                                 "data.objectives: only an event has a probability")
         for objective, model in fusion.scorers.items():
             if objective not in [o.name for o in self.data.objectives]:
                 raise ValueError(f"tune_fusion.scorers names {objective!r}, no objective of data.objectives")

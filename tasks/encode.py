@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ctrmodels.data import ROLES, Field, Objective, Schema
+from ctrmodels.data import ROLES, Field, Objective, Scale, Schema
 from ctrmodels.errors import InputError
 from tasks import counts
 from tasks.config import Data
@@ -65,7 +65,7 @@ def run(stage: Stage) -> None:
     with stage.timed("columns"):
         tallies = {role: _write_columns(work / "rows", role, schema, stage.out) for role in ROLES}
     digest = hashlib.sha256("".join(t.roles.hexdigest() for t in tallies.values()).encode()).hexdigest()
-    schema = Schema(schema.fields, schema.objectives, rows, schema.vocab_hash, digest)
+    schema = replace(schema, roles_hash=digest)
     schema.save(stage.out / "schema.json")
     _write_counts(stage.out / "counts.npy", schema, vocabularies, tallies["train"])
     stage.facts |= {"rows": sum(rows.values()), "schema_hash": schema.hash}
@@ -112,7 +112,8 @@ def _schema(data: Data, vocabularies: dict[str, Vocabulary], numbers: dict[str, 
         content.update(f"{name} {v.size} {v.digest}\n".encode())
     for name, n in numbers.items():
         content.update(f"{name} {n.mean!r} {n.deviation!r} {n.edges.tolist()}\n".encode())
-    schema = Schema(fields, objectives, rows, content.hexdigest(), "")
+    schema = Schema(fields, objectives, rows, content.hexdigest(), "",
+                    {name: Scale(n.mean, n.deviation) for name, n in numbers.items()})
     if schema.total_vocab > INT32:
         raise InputError("params.yaml", "encode.min_count", schema.total_vocab,
                          f"more ids than an int32 numbers ({INT32})",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,17 @@ import pyarrow.parquet as pq
 from ctrmodels import metrics
 from ctrmodels.errors import InputError
 from ctrmodels.fusion import (
-    FUNCTIONS,
     NORMALISERS,
     TUNERS,
+    FusionFunction,
     FusionSpec,
     Judge,
     RandomSearch,
     ScoreTable,
+    WeightedSum,
     Window,
     corners,
+    equal,
     goal,
     hypervolume,
     hypervolumes,
@@ -36,7 +39,8 @@ from tasks.fusion import figures
 from tasks.fusion.decision import FACTORS, Decision, Orders
 from tasks.fusion.document import describe, front_table
 from tasks.fusion.exposure import estimate
-from tasks.fusion.inputs import Sources
+from tasks.fusion.functions import functions
+from tasks.fusion.inputs import Sources, columns
 from tasks.fusion.outcome import MOST_DIMENSIONS, Tuned
 from tasks.fusion.recommendation import Incumbent, Referee
 from tasks.fusion.segmented import segmented
@@ -51,14 +55,16 @@ def run(stage: Stage) -> None:
     """Tune on one window of valid, report on the other, and read test once for the chosen weights."""
     settings = stage.params.tune_fusion
     chosen = stage.input("select_model")
+    in_use = None if settings.incumbent is None else FusionSpec.load(Path(settings.incumbent))
     sources = Sources(chosen, stage.input("encode"),
-                      {o: stage.input("retrain", model) for o, model in settings.scorers.items()})
+                      {o: stage.input("retrain", model) for o, model in settings.scorers.items()},
+                      columns(settings, in_use))
     path = chosen / "predictions" / "valid.parquet"
     valid = sources.read("valid", settings)
     check_lists(valid.table, settings)
     in_tuning = tuning_window(valid.table.groups, settings.window)
     tuning, report = valid.take(in_tuning), valid.take(~in_tuning)
-    incumbent = None if settings.incumbent is None else Incumbent.load(settings.incumbent, valid.table)
+    incumbent = None if in_use is None else Incumbent.of(str(settings.incumbent), in_use, valid.table)
 
     fitted = fit(tuning.table, path, settings)
     kinds = reported_metrics(valid.table, settings, path)
@@ -111,10 +117,10 @@ def check_lists(valid: ScoreTable, settings: TuneFusion) -> None:
 
 
 def fit(tuning: ScoreTable, source: Path, settings: TuneFusion) -> FusionSpec:
-    """Normalisers of every score from the tuning window, with equal weights.
+    """Normalisers of every score, and of the columns beside them, from the tuning window.
 
     Raises:
-        InputError: an objective has one class only in the window, or a constant score.
+        InputError: an objective has one class only in the window, or a score or column is constant there.
     """
     fitted = []
     for i, objective in enumerate(tuning.objectives):
@@ -123,7 +129,14 @@ def fit(tuning: ScoreTable, source: Path, settings: TuneFusion) -> FusionSpec:
         except ValueError as error:
             raise InputError(source, f"label.{objective.name}", tuning.positives(i), f"{error} in the tuning window",
                              "raise tune_fusion.window or data.split.valid") from None
-    return FusionSpec(FUNCTIONS[settings.functions[0]](), tuple(fitted), {
+    for part, name in settings.columns.items():
+        try:
+            fitted.append(tuning.fit_logged(name, part))
+        except ValueError:
+            raise InputError(source, name, float(f"{tuning.logged[name][0]:.6g}"),
+                             f"the {part} is the same on every row of the tuning window",
+                             "take its function out of tune_fusion.functions") from None
+    return FusionSpec(WeightedSum(), tuple(fitted), {
         "role": "valid", "window": "tuning", "rows": len(tuning.groups), "lists": tuning.lists,
         "predictions": manifest.sha256(source)})
 
@@ -168,23 +181,26 @@ def search(tuning: ScoreTable, fitted: FusionSpec, settings: TuneFusion, source:
     """
     names = [o.name for o in tuning.objectives]
     judge = Judge(tuning, fitted, (settings.metric,), settings.k)
-    window = Window(judge.normalised, judge.tuned, tuning.groups)
-    screen = None
+    screen: Callable[[FusionFunction], Window] | None = None
     if tuning.lists > settings.lists:
         some = Judge(tuning.sample(settings.lists, settings.seed), fitted, (settings.metric,), settings.k)
         check_windows({"sampled tuning": some}, source)
-        screen = Window(some.normalised, some.tuned, some.table.groups)
-    functions = [FUNCTIONS[name]() for name in settings.functions]
-    points = corners(functions[0], window)
+        screen = some.window
+    candidates = functions(settings, fitted, tuning.objectives)
+    points = corners(candidates[0], judge.window(candidates[0]))
     rule = goal(points, names.index(settings.primary or names[0]), settings.floor)
-    tuner = TUNERS[settings.tuner]()
-    for function in functions:
-        points += tune(function, window, rule, settings.trials, settings.seed, screen, tuner, storage)
-    found = Tuned(tuning.objectives, tuple(points), rule, {})
+    tuner, equals = TUNERS[settings.tuner](), {}
+    for function in candidates:
+        window, some_lists = judge.window(function), screen and screen(function)
+        tried = tune(function, window, rule, settings.trials, settings.seed, some_lists, tuner, storage)
+        equals[function.id] = tried[0] if tried[0].source == "equal" else equal(function, window)
+        points += tried
+    found = Tuned(tuning.objectives, tuple(points), rule, {}, equals, settings.columns)
     if not 1 < len(names) <= MOST_DIMENSIONS:
         return found
 
-    function, seen = FUNCTIONS[found.chosen.function](), screen or window
+    function = next(f for f in candidates if f.id == found.chosen.function)
+    seen = (screen or judge.window)(function)
     worst = np.min([p.metrics for p in corners(function, seen)], axis=0)
     volumes: dict[str, list[float]] = {}
     for name, searcher, kept in ((settings.tuner, tuner, storage),  # whose trials are only read again
@@ -192,7 +208,7 @@ def search(tuning: ScoreTable, fitted: FusionSpec, settings: TuneFusion, source:
         tried = tune(function, seen, rule, settings.trials, settings.seed, None, searcher, kept)
         reached = np.array([p.metrics for p in tried])
         volumes[name] = hypervolumes(reached, np.minimum(worst, reached[0])).tolist()
-    return Tuned(tuning.objectives, tuple(points), rule, volumes)
+    return replace(found, volumes=volumes)
 
 
 # --- telling ------------------------------------------------------------------------------------------------
@@ -218,7 +234,7 @@ def record(stage: Stage, decision: Decision, values: Values, gains: Mapping[str,
         stage.metric(f"sensitivity.{name}", max(0.0, *(-changes[FACTORS.index(f)] for f in (0.5, 2.0))))
     if decision.segmented is not None:
         _intervals(stage, decision.segmented.gains, "report.segments.gain.")
-    for i, (objective, score) in enumerate(zip(tuned.objectives, decision.proposal.scores, strict=True)):
+    for i, (objective, score) in enumerate(zip(tuned.objectives, decision.proposal.predicted, strict=True)):
         if objective.kind == "binary" and not score.normaliser.relative:
             raw, labels = report.table.known(i)
             stage.metrics({"raw": metrics.ece(labels, raw), "calibrated": metrics.ece(labels, score.normaliser(raw))},
@@ -242,14 +258,14 @@ def draw(stage: Stage, decision: Decision, values: Values, gains: Mapping[str, M
     for y in range(len(tuned.objectives)):
         if y != x:
             stage.figure(figures.front(tuned, decision.judges["tuning"], y))
-    stage.figure(figures.weights(tuned.best_by_function, tuned.objectives))
+    stage.figure(figures.weights(tuned))
     for window, orders in values.items():
         stage.figure(figures.objectives_by_order(orders, decision.metric, tuned.objectives, window))
     stage.figure(figures.gains(gains))
     stage.figure(figures.kept(decision, values, stage.params.tune_fusion.floor))
     stage.figure(figures.options(decision))
     stage.figure(figures.guardrails(decision))
-    if len(tuned.objectives) > 1:
+    if len(tuned.chosen.weights) > 1:
         stage.figure(figures.curse(decision))
         stage.figure(figures.sensitivity(decision))
     if tuned.volumes:

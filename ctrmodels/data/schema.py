@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,22 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How a numeric field is standardised: models get (value - mean) / deviation, and 0 where it is missing.
+
+    Attributes:
+        mean, deviation: of its finite values on ``train``; a field that never varies has deviation 0.
+    """
+
+    mean: float
+    deviation: float
+
+    def raw(self, standardised: Any) -> Any:
+        """Values in the log's unit, of an array or tensor in float64; a missing one is the mean."""
+        return self.mean + self.deviation * standardised
+
+
+@dataclass(frozen=True)
 class Objective:
     """One label to predict.
 
@@ -73,6 +89,7 @@ class Schema:
         rows: row count per role.
         vocab_hash: sha256 over the vocabularies (values, not only sizes).
         roles_hash: sha256 over which row has which role.
+        scales: by numeric field, how its values are standardised; empty in logs that no ``encode`` wrote.
     """
 
     fields: tuple[Field, ...]
@@ -80,6 +97,7 @@ class Schema:
     rows: Mapping[str, int]
     vocab_hash: str
     roles_hash: str
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
     @property
     def id_fields(self) -> tuple[Field, ...]:
@@ -135,6 +153,17 @@ class Schema:
                 return i
         raise KeyError(name)
 
+    def numeric_index(self, name: str) -> int:
+        """Column of field ``name`` in ``numeric``.
+
+        Raises:
+            KeyError: no numeric field has that name.
+        """
+        for i, f in enumerate(self.numeric_fields):
+            if f.name == name:
+                return i
+        raise KeyError(name)
+
     def objective_index(self, name: str) -> int:
         """Column of objective ``name`` in ``labels``.
 
@@ -165,6 +194,7 @@ class Schema:
                 rows=dict(raw["rows"]),
                 vocab_hash=raw["vocab_hash"],
                 roles_hash=raw["roles_hash"],
+                scales={name: Scale(**s) for name, s in raw.get("scales", {}).items()},
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(path, "schema", type(error).__name__, "not a readable schema",

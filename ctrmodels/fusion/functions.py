@@ -35,6 +35,8 @@ class Range:
 
 
 LOG_WEIGHT = Range(-LOG_WEIGHT_BOUND, LOG_WEIGHT_BOUND, 0.0)
+Column = Literal["length", "price"]
+"""What a column of the log is to a function."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class FusionFunction(ABC):
     formula: ClassVar[str]
     lowest: ClassVar[float] = -np.inf
     needs_lists: ClassVar[bool] = False
+
+    @property
+    def column(self) -> Column | None:
+        """What its last score is, where that is a column of the log and predicted by no model."""
+        return None
 
     def score(self, scores: np.ndarray, weights: Sequence[float] | np.ndarray,
               groups: np.ndarray | None = None) -> np.ndarray:
@@ -101,6 +108,10 @@ class FusionFunction(ABC):
     def at(self, theta: Mapping[str, float], scores: int, primary: int) -> tuple[Self, tuple[float, ...]]:
         """The function and the weights [K] at a point ``theta`` of :meth:`ranges`."""
         return self, tuple(_exp(theta.get(f"log_weight_{i}", 0.0)) for i in range(scores))
+
+    def scaled(self, weights: Sequence[float], index: int, factor: float) -> tuple[Self, tuple[float, ...]]:
+        """The function and the weights [K] when score ``index`` counts ``factor`` times as much."""
+        return self, tuple(w * factor if i == index else w for i, w in enumerate(weights))
 
     def _prepare(self, scores: Any, groups: np.ndarray | None) -> Any:
         return scores
@@ -166,6 +177,11 @@ class LengthProduct(WeightedProduct):
     LOG_MIDPOINT: ClassVar[Range] = Range(-2.0, 2.0, 0.0)
     form: Literal["sigmoid", "log"] = "sigmoid"
     midpoint: float = 1.0
+
+    @property
+    def column(self) -> Column | None:
+        """The length."""
+        return "length"
 
     def ranges(self, scores: int, primary: int) -> dict[str, Range]:
         """The weights and the midpoint.
@@ -275,16 +291,30 @@ class ExponentialBoost(FusionFunction):
 
 
 @dataclass(frozen=True)
-class ExpectedValue(WeightedProduct):
-    """Π_{k<K} p_k · price^g: what a row is expected to bring, the last score being what the event is worth.
+class ExpectedValue(FusionFunction):
+    """Σ_{k<K} w_k p_k · price^g: what a row is expected to bring, the last score being the price, of weight g.
 
-    A weighted product of which only the exponent of the price is searched, in [0, 1.5]: 0 orders by the
-    probability, 1 by the expected value.
+    The p_k are probabilities of the whole event on all rows, as of a click and purchase. The one of a purchase is
+    pCTR · pCVR already, and pCTR · pCVR · price^g is this function of it alone. What the events are worth is given,
+    not searched: only the exponent is, in [0, 1.5]. 0 orders as if all prices were equal, 1 by the expected value.
+
+    Attributes:
+        worth: the w_k, or one for all: value of an event times its mean probability, up to a common factor.
+        priced: which of the p_k the price multiplies, or one answer for all. If none, there is no price, all scores
+            are probabilities, and there is nothing to search.
     """
 
     id: ClassVar[str] = "expected_value"
-    formula: ClassVar[str] = "Π p · price^g"
+    formula: ClassVar[str] = "Σ w·p·price^g"
+    lowest: ClassVar[float] = 0.0
     POWER: ClassVar[Range] = Range(0.0, 1.5, 1.0)
+    worth: float | tuple[float, ...] = 1.0
+    priced: bool | tuple[bool, ...] = True
+
+    @property
+    def column(self) -> Column | None:
+        """The price, unless no event has one."""
+        return "price" if np.any(self.priced) else None
 
     def ranges(self, scores: int, primary: int) -> dict[str, Range]:
         """The price's exponent.
@@ -292,13 +322,23 @@ class ExpectedValue(WeightedProduct):
         Raises:
             ValueError: there is no score beside the price.
         """
+        if self.column is None:
+            return {}
         if scores < 2:
             raise ValueError(f"{self.id} needs a score beside the price, which is the last one")
         return {"power": self.POWER}
 
     def at(self, theta: Mapping[str, float], scores: int, primary: int) -> tuple[Self, tuple[float, ...]]:
-        """The function, and 1 for every probability beside the price's exponent."""
-        return self, (*(1.0,) * (scores - 1), round(theta["power"], 6))
+        """The function, and what the events are worth beside the price's exponent."""
+        power = () if self.column is None else (round(theta["power"], 6),)
+        worth = np.broadcast_to(self.worth, scores - len(power))
+        return self, (*worth.tolist(), *power)
+
+    def _combine(self, prepared: Any, weights: Any) -> Any:
+        if self.column is None:
+            return prepared @ weights
+        price = prepared[:, -1:] ** (weights[-1] * _like(prepared, self.priced))
+        return (prepared[:, :-1] * price) @ weights[:-1]
 
 
 @dataclass(frozen=True)
@@ -364,6 +404,13 @@ class Constrained(FusionFunction):
         """The function with its floors, and all weight on the primary score."""
         floors = tuple(round(theta.get(f"floor_{i}", 0.0), 6) for i in range(scores))
         return replace(self, floors=floors), tuple(float(i == primary) for i in range(scores))
+
+    def scaled(self, weights: Sequence[float], index: int, factor: float) -> tuple[Self, tuple[float, ...]]:
+        """A score without weight counts by its floor, which is multiplied."""
+        if weights[index] > 0:
+            return super().scaled(weights, index, factor)
+        floors = np.broadcast_to(self.floors, len(weights)).tolist()
+        return replace(self, floors=tuple(f * factor if i == index else f for i, f in enumerate(floors))), (*weights,)
 
     def _combine(self, prepared: Any, weights: Any) -> Any:
         library = _library(prepared)

@@ -104,9 +104,19 @@ class Point:
 
 
 def corners(function: FusionFunction, window: Window) -> list[Point]:
-    """The order of each single score. Monotone functions agree on them, so one function's serve for all."""
+    """The order of each single score, but for a column of the log that the function has beside them.
+
+    Monotone functions agree on them, so one function's serve for all.
+    """
     judge, k = window.judge(function), window.scores.shape[1]
-    return [Point.of(function, w, judge(w), "corner") for w in map(tuple, np.eye(k).tolist())]
+    alone = np.eye(k)[:k - (function.column is not None)]
+    return [Point.of(function, w, judge(w), "corner") for w in map(tuple, alone.tolist())]
+
+
+def equal(function: FusionFunction, window: Window) -> Point:
+    """The order of equal weights, also of a function whose search moves no weights and does not pass there."""
+    weights = (1.0,) * window.scores.shape[1]
+    return Point.of(function, weights, window.judge(function)(weights), "equal")
 
 
 def goal(singles: Sequence[Point], primary: int, floor: float) -> Goal:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrmodels.errors import InputError
-from ctrmodels.fusion.normalisers import Isotonic, Normaliser, Platt, Quantile, RankInList
+from ctrmodels.fusion.normalisers import Bounded, Isotonic, Normaliser, Platt, Quantile, RankInList
 from ctrmodels.fusion.spec import FusionSpec
 
 
@@ -32,7 +32,7 @@ class FusedGraph(nn.Module):
         _constant(self, "weights", [s.weight for s in spec.scores])
 
     def forward(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """Fused score, float32 [B], of the scores by name, [B] each. The B rows are taken for one list."""
+        """Fused score, float32 [B], of the scores and columns by name, [B] each. The B rows are taken for one list."""
         columns = [normalise(scores[name].double()) for name, normalise in zip(self._names, self.maps, strict=True)]
         return self._function.graph(torch.stack(columns, dim=1) / self.units, self.weights).float()
 
@@ -61,6 +61,11 @@ def _(normaliser: Quantile | Isotonic) -> nn.Module:
 @tensor_map.register
 def _(normaliser: RankInList) -> nn.Module:
     return _Rank()
+
+
+@tensor_map.register
+def _(normaliser: Bounded) -> nn.Module:
+    return nn.Hardtanh(normaliser.low, normaliser.high)
 
 
 class _Rank(nn.Module):

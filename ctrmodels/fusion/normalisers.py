@@ -2,8 +2,9 @@
 
 Probabilities are calibrated (:class:`Platt`, :class:`Isotonic`), predicted amounts are replaced by their
 quantile (:class:`Quantile`), and scores that mean something inside their list only by their rank there
-(:func:`rank_in_list`, which needs no fit). Each is fitted on one window of rows and is plain numbers afterwards,
-so that JSON carries it exactly. All rise strictly where the fit window had scores, so no order is lost.
+(:func:`rank_in_list`, which needs no fit). Amounts that the log knows keep their unit (:class:`Bounded`). Each is
+fitted on one window of rows and is plain numbers afterwards, so that JSON carries it exactly. All rise strictly where
+the fit window had scores, so no order is lost.
 
 A model trained on a share ``rate`` of the negatives overstates probabilities: its log-odds are too large by
 -log(rate), so p = q / (q + (1 - q) / rate) (He et al., "Practical lessons from predicting clicks on ads at
@@ -206,7 +207,30 @@ class RankInList(Normaliser):
         return rank_in_list(scores, groups)
 
 
-NORMALISERS: dict[str, type[Normaliser]] = {n.kind: n for n in (Platt, Isotonic, Quantile, RankInList)}
+@dataclass(frozen=True)
+class Bounded(Normaliser):
+    """A known amount, such as a price, as it is, but never beyond the smallest and largest of the window.
+
+    So what is read wrongly when rows are served, a price of 10⁹ or below 0, cannot rule a list or leave a function's
+    domain.
+
+    Attributes:
+        low, high: of the window.
+    """
+
+    kind: ClassVar[str] = "bounded"
+    low: float
+    high: float
+
+    @classmethod
+    def _fit(cls, scores: np.ndarray, labels: np.ndarray, rate: float) -> Self:
+        return cls(float(scores.min()), float(scores.max()))
+
+    def _map(self, scores: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        return scores.clip(self.low, self.high)
+
+
+NORMALISERS: dict[str, type[Normaliser]] = {n.kind: n for n in (Platt, Isotonic, Quantile, RankInList, Bounded)}
 
 
 def normaliser_from_json(raw: Mapping[str, Any]) -> Normaliser:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ctrmodels.data.schema import Objective
 from ctrmodels.fusion.evaluator import Evaluator, Metric, Resampled
-from ctrmodels.fusion.goal import Point
-from ctrmodels.fusion.normalisers import Normaliser, Quantile, RankInList
+from ctrmodels.fusion.functions import Column, FusionFunction
+from ctrmodels.fusion.goal import Point, Window
+from ctrmodels.fusion.normalisers import Bounded, Normaliser, Quantile, RankInList
 from ctrmodels.fusion.spec import FusedScore, FusionSpec
 from ctrmodels.metrics import Interval
 
@@ -31,6 +32,7 @@ class ScoreTable:
         groups: [N] list of each row.
         models: fingerprint of the model that gave the scores, "" = not known; or one per score, by name.
         relative: names of the scores that say something inside a list only.
+        logged: columns of the log [N] that a function has beside the scores, by the name of their field, in its unit.
     """
 
     objectives: tuple[Objective, ...]
@@ -39,10 +41,12 @@ class ScoreTable:
     groups: np.ndarray
     models: Mapping[str, str] | str = ""
     relative: frozenset[str] = frozenset()
+    logged: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def take(self, rows: np.ndarray) -> ScoreTable:
         """The rows that the mask ``rows`` [N] selects."""
-        return replace(self, scores=self.scores[rows], labels=self.labels[rows], groups=self.groups[rows])
+        return replace(self, scores=self.scores[rows], labels=self.labels[rows], groups=self.groups[rows],
+                       logged={name: values[rows] for name, values in self.logged.items()})
 
     def sample(self, lists: int, seed: int) -> ScoreTable:
         """The rows of at most ``lists`` lists, drawn at random."""
@@ -53,8 +57,8 @@ class ScoreTable:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """Raw scores by name."""
-        return {score_name(o): self.scores[:, i] for i, o in enumerate(self.objectives)}
+        """Raw scores, and columns of the log, by name."""
+        return {score_name(o): self.scores[:, i] for i, o in enumerate(self.objectives)} | dict(self.logged)
 
     @property
     def lists(self) -> int:
@@ -86,6 +90,15 @@ class ScoreTable:
         model = self.models if isinstance(self.models, str) else self.models[name]
         return FusedScore(name, normaliser, unit, model=model)
 
+    def fit_logged(self, name: str, part: Column) -> FusedScore:
+        """A column of the log as a function gets it: in units of its mean, within the bounds it has here.
+
+        Raises:
+            ValueError: it is constant, or no finite number.
+        """
+        normaliser = Bounded.fit(self.logged[name], np.zeros(len(self.groups)))
+        return FusedScore(name, normaliser, float(self.logged[name].mean()), part=part)
+
 
 class Judge:
     """Judges fused orders of one table by one or more metrics, with intervals from resampled lists.
@@ -98,8 +111,8 @@ class Judge:
     """
 
     def __init__(self, table: ScoreTable, spec: FusionSpec, metrics: Sequence[Metric], k: int) -> None:
-        self.table = table
-        self.normalised = spec.normalise(table.columns, table.groups)
+        self.table, self._spec = table, spec
+        self._normalised = spec.normalise(table.columns, table.groups)
         self.evaluators = [Evaluator(table.labels, table.groups, table.objectives, m, k) for m in metrics]
         self._resampled = [Resampled(e) for e in self.evaluators]
 
@@ -107,6 +120,15 @@ class Judge:
     def tuned(self) -> Evaluator:
         """The metric that is tuned."""
         return self.evaluators[0]
+
+    def normalised(self, function: FusionFunction) -> np.ndarray:
+        """[N, K] what ``function`` fuses."""
+        places = self._spec.places(function)
+        return self._normalised if len(places) == self._normalised.shape[1] else self._normalised[:, places]
+
+    def window(self, function: FusionFunction) -> Window:
+        """The rows to search the weights of ``function`` on."""
+        return Window(self.normalised(function), self.tuned, self.table.groups)
 
     def errors(self, point: Point) -> list[Interval]:
         """The tuned metric of each objective under a point's order."""
@@ -126,7 +148,8 @@ class Judge:
 
     def fuse(self, point: Point) -> np.ndarray:
         """[N] fused score at a point."""
-        return point.fusion().score(self.normalised, point.weights, self.table.groups)
+        function = point.fusion()
+        return function.score(self.normalised(function), point.weights, self.table.groups)
 
     def _named(self, found: Sequence[Sequence[Interval]]) -> dict[str, Interval]:
         return {f"{e.name}.{o.name}": value for e, values in zip(self.evaluators, found, strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import Bounds, NonlinearConstraint, minimize
 
 from ctrmodels.fusion.functions import FusionFunction
-from ctrmodels.fusion.goal import Goal, Point, Window, best
+from ctrmodels.fusion.goal import Goal, Point, Window, best, equal
 from ctrmodels.fusion.pareto import non_dominated
 from ctrmodels.fusion.study import Problem, Storage, Trials
 from ctrmodels.fusion.tuners import Tpe, Tuner
@@ -26,10 +26,11 @@ def tune(function: FusionFunction, window: Window, goal: Goal, trials: int, seed
          storage: Path | None = None) -> list[Point]:
     """Try ``trials`` weights; the equal ones first, then one score far above the others, each in turn.
 
-    Score i predicts objective i. What is searched is the function's ``ranges``: the primary objective's score
-    has the weight 1, the logarithms of the other weights lie within ±3. The tuner proposes; a share of the
-    trials, its ``polish``, goes to COBYLA (Powell 1994), a local search by linear models from the best point
-    so far. It matters most where a floor binds, since the best weights then lie on an edge that sampling
+    Score i predicts objective i. What is searched is the function's ``ranges``: for most the primary objective's
+    score has the weight 1, the logarithms of the other weights lie within ±3. A function that searches no weights
+    starts where its other numbers do, and one without any number to search is judged once. The tuner proposes; a
+    share of the trials, its ``polish``, goes to COBYLA (Powell 1994), a local search by linear models from the best
+    point so far. It matters most where a floor binds, since the best weights then lie on an edge that sampling
     rarely hits.
 
     A search with a ``storage`` can be interrupted at any time: called again with the same arguments it goes
@@ -91,8 +92,12 @@ def race(functions: Sequence[FusionFunction], window: Window, goal: Goal, trials
 
 def _search(function: FusionFunction, window: Window, goal: Goal, trials: int, seed: int,
             screen: Window | Sequence[Window] | None, tuner: Tuner, storage: Storage) -> list[Point]:
-    if window.scores.shape[1] == 1:  # any weight gives the same order
-        return [Point.of(function, (1.0,), window.judge(function)((1.0,)), "equal")]
+    scores = window.scores.shape[1]
+    if scores == 1:  # any weight gives the same order
+        return [equal(function, window)]
+    if not function.ranges(scores, goal.primary):
+        given, weights = function.at({}, scores, goal.primary)
+        return [Point.of(given, weights, window.judge(given)(weights), "start")]
     screens = (window,) if screen is None else (screen,) if isinstance(screen, Window) else tuple(screen)
     problem = Problem(function, goal, screens, tuner, seed)
     local = trials - round((1 - tuner.polish) * trials)

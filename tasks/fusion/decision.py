@@ -71,13 +71,13 @@ class Decision:
     @cached_property
     def curse(self) -> dict[str, dict[str, Interval]]:
         """By function, then window: what its best point gains over its equal weights in the primary metric."""
-        return {p.function: {w: self.judges[w].gains(p, self.tuned.equal(p.function))[self.name]
+        return {p.function: {w: self.judges[w].gains(p, self.tuned.equals[p.function])[self.name]
                              for w in ("tuning", "report")} for p in self.tuned.best_by_function}
 
     @cached_property
     def optimism(self) -> float:
         """How much larger the proposal's gain over equal weights is on the rows it was tuned on."""
-        equal = self.tuned.equal(self.tuned.chosen.function)
+        equal = self.tuned.equals[self.tuned.chosen.function]
         tuning, report = (self.judges[w].gains(self.tuned.chosen, equal)[self.name].mean for w in ("tuning", "report"))
         return tuning - report
 
@@ -90,19 +90,19 @@ class Decision:
 
     @cached_property
     def sensitivity(self) -> dict[str, list[float]]:
-        """By objective: the primary metric on the report window with the weight times each of ``FACTORS``, minus now.
+        """By score: the primary metric on the report window if it counts each of ``FACTORS`` times, minus now.
 
-        Weights of 0 are left out, and there is nothing to tell of a single score.
+        Scores that do not count are left out, and there is nothing to tell of a single one.
         """
         judge, point, primary = self.judges["report"], self.tuned.chosen, self.tuned.rule.primary
-        if len(point.weights) < 2:
+        function, names = point.fusion(), list(self.tuned.weights(point))
+        if len(names) < 2:
             return {}
         now = judge.tuned.metrics[primary].mean(judge.fuse(point))
 
         def changed(index: int, factor: float) -> float:
-            weights = tuple(w * factor if i == index else w for i, w in enumerate(point.weights))
-            other = Point(point.function, weights, (), "sensitivity", point.constants)
+            other = Point.of(*function.scaled(point.weights, index, factor), (), "sensitivity")
             return judge.tuned.metrics[primary].mean(judge.fuse(other)) - now
 
-        return {o.name: [changed(i, f) for f in FACTORS]
-                for i, (o, w) in enumerate(zip(self.tuned.objectives, point.weights, strict=True)) if w > 0}
+        return {name: [changed(i, f) for f in FACTORS] for i, name in enumerate(names)
+                if function.scaled(point.weights, i, 2.0) != (function, point.weights)}

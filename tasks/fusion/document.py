@@ -21,14 +21,17 @@ from tasks.fusion.segmented import Segmented
 def front_table(tuned: Tuned, judges: Mapping[str, Judge], options: Sequence[Option]) -> list[dict[str, Any]]:
     """One row per point: weights, constants, the tuned metric with standard errors on both windows, and its standing.
 
-    ``chosen`` is the point of the rule, ``option`` those that are offered; only these have a ``risk``.
+    ``chosen`` is the point of the rule, ``option`` those that are offered; only these have a ``risk``. The weight of a
+    column that the point's function does not have is null.
     """
     risks = {o.index: o.risk for o in options}
+    names = dict.fromkeys([*(o.name for o in tuned.objectives), *tuned.columns.values()])
     rows = []
     for i, (point, kept) in enumerate(zip(tuned.points, tuned.front, strict=True)):
+        weights = tuned.weights(point)
         row: dict[str, Any] = {"point_id": i, "function": point.function, "source": point.source,
                                "constants": json.dumps(point.constants, sort_keys=True)}
-        row |= {f"weight.{name}": w for name, w in tuned.weights(point).items()}
+        row |= {f"weight.{name}": weights.get(name) for name in names}
         for window in ("tuning", "report"):
             judge = judges[window]
             for o, found in zip(tuned.objectives, judge.errors(point), strict=True):
@@ -81,17 +84,16 @@ def rule_in_words(tuned: Tuned, metric: str, settings: TuneFusion) -> str:
 def reason(decision: Decision, values: Mapping[str, Mapping[str, Interval]], gains: Mapping[str, Interval]) -> str:
     """What was chosen and what it is worth, in a sentence or two."""
     tuned, metric = decision.tuned, decision.metric
-    if len(tuned.objectives) == 1:
+    if len(tuned.chosen.weights) == 1:
         return (f"There is one objective, so nothing is fused: rows are ordered by {score_name(tuned.objectives[0])}"
                 f"{withheld(decision)}")
     gain, found = gains[decision.name], values["recommended"][decision.name]
-    weights = ", ".join(f"{o} {w:.3g}" for o, w in tuned.weights(tuned.chosen).items())
     sure = "" if gain.low > 0 or gain.high < 0 else ", no clear difference"
     others = "".join(f", that of {o.name} by {gains[f'{metric}.{o.name}'].mean:+.4f}"
                      for o in tuned.objectives if o.name != tuned.primary)
-    text = (f"The scores are fused by {tuned.chosen.function} with the weights {weights}: {metric} of "
-            f"{tuned.primary} is {found.mean:.4f} on the report window and differs from that of equal weights by "
-            f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]{sure}{others}")
+    text = (f"The scores are fused by {tuned.chosen.function} with the weights {tuned.numbers(tuned.chosen)}: "
+            f"{metric} of {tuned.primary} is {found.mean:.4f} on the report window and differs from that of equal "
+            f"weights by {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]{sure}{others}")
     if tuned.rule.shortfall(tuned.chosen.metrics):
         text += "; no weights reach every floor, these come nearest"
     return text + withheld(decision)

@@ -50,14 +50,15 @@ def front(tuned: Tuned, judge: Judge, other: int) -> Figure:
                 + ("." if len(objectives) == 2 else ", one not shown here included."))
 
 
-def weights(bests: Sequence[Point], objectives: Sequence[Objective]) -> Figure:
+def weights(tuned: Tuned) -> Figure:
     """The weights that the rule chooses for each function."""
-    names = [o.name for o in objectives]
+    bests = {p.function: tuned.weights(p) for p in tuned.best_by_function}
+    beside = "" if not tuned.columns else " The bar of a length or price is its exponent."
     return Figure(
-        id="weights", title="Weights", kind="bar", x=Axis("objective"), y=Axis("weight of the normalised score"),
-        series=[Series(p.function, names, list(p.weights)) for p in bests],
+        id="weights", title="Weights", kind="bar", x=Axis("score"), y=Axis("weight of the normalised score"),
+        series=[Series(function, list(found), list(found.values())) for function, found in bests.items()],
         caption="The best weights of each function by the rule. A score is normalised to a mean of 1, so "
-                "equal bars mean equal influence.")
+                f"equal bars mean equal influence.{beside}")
 
 
 def objectives_by_order(orders: Mapping[str, Mapping[str, Interval]], metric: str,
@@ -87,7 +88,7 @@ def gains(found: Mapping[str, Mapping[str, Interval]]) -> Figure:
 def calibration(table: ScoreTable, spec: FusionSpec) -> Figure | None:
     """Observed rates against predictions, raw and calibrated, on rows that did not fit the calibration."""
     series, top = [], 0.0
-    for i, (objective, score) in enumerate(zip(table.objectives, spec.scores, strict=True)):
+    for i, (objective, score) in enumerate(zip(table.objectives, spec.predicted, strict=True)):
         if objective.kind == "binary" and not score.normaliser.relative:
             raw, labels = table.known(i)
             for name, values in ((f"{score_name(objective)} raw", raw),
@@ -111,11 +112,12 @@ def options(decision: Decision) -> Figure:
         changes = [o.changes[f"{decision.metric}.{name}"] for name in names]
         broken = ", ".join(c.name for c in o.verdict.broken)
         lines.append([f"{o.index}{' (chosen)' if o.chosen else ''}", o.point.function,
-                      ", ".join(f"{w:.3g}" for w in o.point.weights), o.risk,
+                      decision.tuned.numbers(o.point), o.risk,
                       *(f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for c in changes), broken or "none"])
     return Figure(
         id="options", title="Points to choose from", kind="table", values=lines,
-        columns=["point", "function", "weights", "risk", *(f"{decision.metric} of {n}" for n in names), "breaks"],
+        columns=["point", "function", "weights and constants", "risk", *(f"{decision.metric} of {n}" for n in names),
+                 "breaks"],
         caption="From the front, safest first: the risk is 1 minus the mean rank correlation with the order in "
                 f"service, {decision.incumbent.name}. Changes against that order on the report window, with 95 % "
                 "intervals.")
@@ -167,8 +169,9 @@ def sensitivity(decision: Decision) -> Figure:
         id="sensitivity", title="Sensitivity to each weight", kind="line",
         x=Axis("weight, times", "log"), y=Axis(f"change in {decision.metric} of {decision.tuned.primary}"),
         series=[Series(name, list(FACTORS), values) for name, values in decision.sensitivity.items()],
-        caption="One weight of the chosen point is multiplied, the others stay. On the report window, so that the best "
-                "factor need not be 1. A flat line is a weight that little depends on.")
+        caption="One weight of the chosen point is multiplied, the others stay; of a score that counts by its floor, "
+                "the floor is. On the report window, so that the best factor need not be 1. A flat line is a number "
+                "that little depends on.")
 
 
 def volume(tuned: Tuned) -> Figure:

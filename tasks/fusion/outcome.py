@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ctrmodels.data.schema import Objective
-from ctrmodels.fusion import Goal, Point, best, non_dominated
+from ctrmodels.fusion import FUNCTIONS, Column, Goal, Point, best, non_dominated
 
 MOST_DIMENSIONS = 4  # an exact hypervolume takes points^(objectives - 1) steps
 
@@ -25,12 +25,16 @@ class Tuned:
         volumes: hypervolume after each trial of the chosen function's search, on the rows that trials saw, by tuner;
             ``random`` is random search with as many trials. Empty for one objective and for more than
             ``MOST_DIMENSIONS``.
+        equals: equal weights by function; among the points only of those whose search moves the weights.
+        columns: names of the columns that functions have beside the scores, by what they are to them.
     """
 
     objectives: tuple[Objective, ...]
     points: tuple[Point, ...]
     rule: Goal
     volumes: Mapping[str, Sequence[float]]
+    equals: Mapping[str, Point]
+    columns: Mapping[Column, str]
 
     @cached_property
     def primary(self) -> str:
@@ -59,16 +63,24 @@ class Tuned:
         return [best([p for p in self.points if p.function == f and p.source != "corner"], self.rule)
                 for f in functions]
 
-    def equal(self, function: str) -> Point:
-        """The equal weights of a function."""
-        return next(p for p in self.points if p.source == "equal" and p.function == function)
-
     @cached_property
     def orders(self) -> dict[str, Point]:
         """The orders that are compared: recommended, equal weights, and each score alone."""
         alone = {f"only.{o.name}": p for o, p in zip(self.objectives, self.points, strict=False)}
-        return {"recommended": self.chosen, "equal_weights": self.equal(self.chosen.function), **alone}
+        return {"recommended": self.chosen, "equal_weights": self.equals[self.chosen.function], **alone}
 
     def weights(self, point: Point) -> dict[str, float]:
-        """A point's weights by objective."""
-        return {o.name: w for o, w in zip(self.objectives, point.weights, strict=True)}
+        """A point's weights by objective, and by the name of its function's column."""
+        column = point.fusion().column
+        names = [o.name for o in self.objectives] + ([] if column is None else [self.columns[column]])
+        return dict(zip(names, point.weights, strict=True))
+
+    def numbers(self, point: Point) -> str:
+        """A point's weights, and those of its constants that are neither the usual ones nor these weights, in words."""
+        usual = FUNCTIONS[point.function]().to_json()
+        told = [f"{name} {weight:.3g}" for name, weight in self.weights(point).items()]
+        for name, value in point.constants.items():
+            several = value if isinstance(value, tuple) else (value,)
+            if value != usual[name] and value != point.weights[:len(several)]:
+                told.append(f"{name} {' / '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in several)}")
+        return ", ".join(told)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -43,13 +42,12 @@ class Incumbent:
     spec: FusionSpec
 
     @classmethod
-    def load(cls, path: str, table: ScoreTable) -> Incumbent:
-        """The order that ``path``, a fusion.json, says is in service.
+    def of(cls, path: str, spec: FusionSpec, table: ScoreTable) -> Incumbent:
+        """The order ``spec`` that ``path``, a fusion.json, says is in service.
 
         Raises:
-            InputError: the file is not readable, or is about scores or models other than those of ``table``.
+            InputError: it is about scores or models other than those of ``table``.
         """
-        spec = FusionSpec.load(Path(path))
         absent = [s.name for s in spec.scores if s.name not in table.columns]
         if absent:
             raise InputError(path, "scores", absent[0], "is no score of this run",
@@ -107,7 +105,7 @@ class Referee:
         """The guard-rails' readings of the order by ``fused`` [N]."""
         table, limits = self.logged.table, self.settings.guardrails
         probabilities = {}
-        for i, (objective, score) in enumerate(zip(table.objectives, self.spec.scores, strict=True)):
+        for i, (objective, score) in enumerate(zip(table.objectives, self.spec.predicted, strict=True)):
             if objective.kind == "binary" and not score.normaliser.relative:
                 raw, labels = table.known(i)
                 probabilities[objective.name] = labels, score.normaliser(raw)

@@ -58,8 +58,8 @@ def segmented(field: str, tuned: Tuned, tuning: tuple[Logged, Judge], report: tu
 
     def weights(rows: np.ndarray) -> tuple[float, ...]:
         some = table.take(rows)
-        window = Window(judge.normalised[rows], Evaluator(some.labels, some.groups, some.objectives, settings.metric,
-                                                          settings.k), some.groups)
+        evaluator = Evaluator(some.labels, some.groups, some.objectives, settings.metric, settings.k)
+        window = Window(judge.normalised(function)[rows], evaluator, some.groups)
         rule = goal(corners(function, window), tuned.rule.primary, settings.floor)
         return best(tune(function, window, rule, settings.trials, settings.seed, tuner=TUNERS[settings.tuner]()),
                     rule).weights
@@ -73,6 +73,6 @@ def segmented(field: str, tuned: Tuned, tuning: tuple[Logged, Judge], report: tu
                          "choose a coarser field, or leave it out") from error
     lists = {str(s): len(np.unique(table.groups[segment == s])) for s in np.unique(segment)}
     other, other_judge = report
-    fused, common = (w.score(function, other_judge.normalised, other.fields[field])
+    fused, common = (w.score(function, other_judge.normalised(function), other.fields[field])
                      for w in (found, SegmentWeights(found.overall, {}, {})))
     return Segmented(field, function, found, lists, other_judge.changes(fused, common))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 from scipy.special import expit, logit
 
-from ctrmodels.data.schema import Field, Objective, Schema
+from ctrmodels.data.schema import Field, Objective, Scale, Schema
 from ctrmodels.multitask.checkpoint import WEIGHTS
 from ctrmodels.multitask.predictions import Predictions
 from tasks import config, tune_fusion
@@ -23,6 +23,10 @@ from tasks.runtime.stage import Stage, execute
 OBJECTIVES = (Objective("click"), Objective("buy", after="click"))
 LISTS, LENGTH = 240, 20
 ITEMS, DEVICES = 40, 2
+NUMBERS = {"seconds": np.random.default_rng(1).lognormal(3, 1, ITEMS).round(),
+           "price": np.random.default_rng(2).lognormal(2, 1, ITEMS).round(2)}
+"""By numeric field, each item's value."""
+SCALES = {name: Scale(float(values.mean()), float(values.std())) for name, values in NUMBERS.items()}
 
 
 def predictions(seed: int, first_group: int, lists: int = LISTS) -> Predictions:
@@ -58,18 +62,24 @@ def workspace(root: Path, change: Callable[[Predictions], Predictions] = lambda 
 
 def schema_of(objectives: tuple[Objective, ...] = OBJECTIVES) -> Schema:
     fields = (Field("item", "categorical", ITEMS, "item"), Field("device", "categorical", DEVICES + 1),
-              Field("user", "categorical", 2 * LISTS + 1, "user"))
-    return Schema(fields, objectives, {"valid": 1, "test": 1}, "v", "r")
+              Field("user", "categorical", 2 * LISTS + 1, "user"), *(Field(n, "numeric", 0, "item") for n in NUMBERS))
+    return Schema(fields, objectives, {"valid": 1, "test": 1}, "v", "r", SCALES)
+
+
+def of_items(p: Predictions, name: str) -> np.ndarray:
+    """[N] a numeric field of each row's item."""
+    return NUMBERS[name][p.row % ITEMS]
 
 
 def encoded(root: Path, role: str, p: Predictions, propensity: np.ndarray | float = 0.0) -> None:
-    """Write what ``encode`` knows of the same rows: an item each, a device and a user per list."""
+    """Write what ``encode`` knows of the same rows: an item each with its numbers, a device and a user per list."""
     folder = root / "outputs" / "encode"
     (folder / role).mkdir(parents=True, exist_ok=True)
     (folder / "vocab").mkdir(exist_ok=True)
     unit = np.unique(p.group, return_inverse=True)[1] % (2 * LISTS)
     ids = np.stack([p.row % ITEMS, unit % DEVICES, unit], axis=1)
-    columns = {"row": p.row, "ids": ids.astype(np.int32), "position": p.position,
+    numeric = np.stack([(of_items(p, name) - s.mean) / s.deviation for name, s in SCALES.items()], axis=1)
+    columns = {"row": p.row, "ids": ids.astype(np.int32), "numeric": numeric.astype(np.float32), "position": p.position,
                "propensity": np.broadcast_to(propensity, p.row.shape).astype(np.float64)}
     for name, values in columns.items():
         np.save(folder / role / f"{name}.npy", values)
@@ -78,12 +88,11 @@ def encoded(root: Path, role: str, p: Predictions, propensity: np.ndarray | floa
     manifest.write(folder)
 
 
-def run(root: Path, **settings: Any) -> Path:
+def run(root: Path, objectives: tuple[Objective, ...] = OBJECTIVES, **settings: Any) -> Path:
     """Run the stage in ``root``; returns its output folder."""
     raw = {"data": {"source": "simulated", "fields": [
-        {"name": n, "kind": "categorical", "side": s}
-        for n, s in (("item", "item"), ("device", "context"), ("user", "user"))],
-                    "objectives": [{"name": "click", "label": "click"}, {"name": "buy", "label": "buy"}],
+        {"name": f.name, "kind": f.kind, "side": f.side} for f in schema_of().fields],
+                    "objectives": [{"name": o.name, "kind": o.kind, "label": o.name} for o in objectives],
                     "split": {"by": "random"}},
            "search_embedding": {"methods": ["uniform"]}, "search_interaction": {"methods": ["all_pairs"]},
            "retrain": {"models": ["esmm"]}, "tune_fusion": {"trials": 24, **settings}}

@@ -84,6 +84,8 @@ def test_numbers_are_standardised_and_bucketed_by_train(output: Path, frame: pd.
     score = np.nan_to_num((price - known.mean()) / known.std(), nan=0.0)
     rows = data.role(role)
     assert rows.numeric[:, 0] == pytest.approx(score, abs=1e-5)
+    raw = data.schema.scales["price"].raw(rows.numeric[:, 0].astype(float))
+    assert raw == pytest.approx(np.where(np.isnan(price), known.mean(), price), rel=1e-5, abs=1e-5)
     assert not rows.numeric[:, 1].any()
     edges = np.unique(np.quantile(known, np.arange(1, BUCKETS) / BUCKETS, method="inverted_cdf"))
     expected = np.where(np.isnan(price), len(edges) + 1, np.searchsorted(edges, price))

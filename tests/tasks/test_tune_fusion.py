@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fusion_workspace import OBJECTIVES, predictions, read, run, workspace
+from fusion_workspace import OBJECTIVES, encoded, predictions, read, run, workspace
 
 from ctrmodels import metrics
 from ctrmodels.data.schema import Objective, Schema
@@ -157,7 +157,9 @@ def test_test_rows_change_nothing_but_the_test_metrics(tuned: Path, tmp_path: Pa
     root = workspace(tmp_path)
     target = root / "outputs" / "select_model"
     schema = Schema.load(target / "schema.json")
-    predictions(99, 5000, lists=50).save(target / "predictions" / "test.parquet", schema)
+    other = predictions(99, 5000, lists=50)
+    other.save(target / "predictions" / "test.parquet", schema)
+    encoded(root, "test", other)
     manifest.write(target)
     found, known = read(run(root, primary="buy", floor=0.9) / "metrics.json"), read(
         tuned / "outputs" / "tune_fusion" / "metrics.json")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctrmodels.data import PADDING, ROLES, Dataset, Field, Objective, Rows, Schema
+from ctrmodels.data import PADDING, ROLES, Dataset, Field, Objective, Rows, Scale, Schema
 from ctrmodels.data.planted import planted_funnel
 from ctrmodels.errors import InputError, RoleError
 
@@ -56,6 +56,18 @@ def test_a_schema_survives_saving(tmp_path: Path, schema: Schema) -> None:
     schema.save(tmp_path / "schema.json")
     loaded = Schema.load(tmp_path / "schema.json")
     assert loaded == schema and loaded.hash == schema.hash
+
+
+def test_scales_of_numbers_are_saved_and_tell_a_value_from_its_standardised_copy(tmp_path: Path,
+                                                                                 schema: Schema) -> None:
+    scaled = replace(schema, scales={"price": Scale(12.5, 4.0)})
+    scaled.save(tmp_path / "schema.json")
+    loaded = Schema.load(tmp_path / "schema.json")
+    assert loaded == scaled and loaded.hash == schema.hash  # the scale is a part of vocab_hash
+    assert loaded.scales["price"].raw(np.array([0.0, -1.0, 2.5])).tolist() == [12.5, 8.5, 22.5]
+    assert loaded.numeric_index("price") == 0
+    with pytest.raises(KeyError, match="item"):
+        loaded.numeric_index("item")
 
 
 def test_id_spaces_lie_end_to_end_and_sequences_share_their_fields_space(schema: Schema) -> None:

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from ctrmodels.data.schema import Scale, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.export import Model, export_onnx, fingerprint
 from ctrmodels.fusion import (
     FUNCTIONS,
+    Bounded,
+    Column,
+    ExpectedValue,
     FusedScore,
     FusionFunction,
     FusionSpec,
     Isotonic,
+    LengthProduct,
     Normaliser,
     Platt,
     Quantile,
@@ -28,6 +33,7 @@ from ctrmodels.serving import Scorer
 from tests.support.served_models import SCHEMA, build, draw, eager, histories
 
 NAMES = ("click@all", "buy@all", "dwell@all")
+SCALED = dataclasses.replace(SCHEMA, scales={"price": Scale(40.0, 25.0), "age": Scale(33.0, 9.0)})
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,44 @@ def test_an_exported_model_fuses_as_the_spec_does(model: Model, function: str, t
         np.testing.assert_allclose(fused, expected, rtol=1e-6, atol=1e-6)
     other = spec.with_weights(spec.function, [2.0, 1.0, 0.5]).score(found, np.zeros(n, int), fingerprint(model))
     assert not np.allclose(fused, other, rtol=1e-6, atol=1e-6)
+
+
+def with_column(model: Model, function: FusionFunction, part: Column, name: str = "price") -> FusionSpec:
+    """Two of the model's scores and a column that lies between 2 and 90 in the window."""
+    scores = fitted(model, WeightedProduct()).scores[:2]
+    column = FusedScore(name, Bounded(2.0, 90.0), 30.0, 0.7, part=part)
+    return FusionSpec(function, (*scores, column))
+
+
+@pytest.mark.parametrize(("function", "part"), [
+    (LengthProduct(midpoint=1.7), "length"), (LengthProduct(form="log"), "length"), (ExpectedValue(), "price"),
+    (ExpectedValue(priced=(False, True)), "price")], ids=["sigmoid", "log", "priced", "priced_in_part"])
+def test_a_column_of_the_log_is_read_from_the_models_own_input(
+        model: Model, function: FusionFunction, part: Column, tmp_path: Path) -> None:
+    """Servers give standardised numbers, the spec takes seconds or money; both order alike, beyond its bounds too."""
+    spec = with_column(model, function, part)
+    export_onnx(model, SCALED, tmp_path / "export", spec)
+    scorer, rows = Scorer(tmp_path / "export"), draw(300)
+    place = SCALED.numeric_index("price")
+    rows["numeric"][:, place] = (np.linspace(-20, 130, 300) - 40) / 25
+    raw = SCALED.scales["price"].raw(rows["numeric"][:, place].astype(float))
+    found = scorer.score(rows["ids"], rows["numeric"], histories(rows))
+    fused = found.pop("fused")
+    expected = spec.score({**found, "price": raw}, models=fingerprint(model))
+    np.testing.assert_allclose(fused, expected, rtol=1e-6, atol=1e-6)
+    without = spec.score({**found, "price": np.full(300, 40.0)}, models=fingerprint(model))
+    assert np.abs(fused - without).max() > 0.1
+    assert Schema.load(tmp_path / "export" / "schema.json").scales == SCALED.scales
+
+
+def test_a_column_that_is_unknown_when_rows_are_served_is_not_exported(model: Model, tmp_path: Path) -> None:
+    for name, schema, problem in (
+            ("seconds", SCALED, r"length = 'seconds': is no numeric input of the model.*; the inputs are price, age"),
+            ("item", SCALED, r"length = 'item': is no numeric input"),
+            ("price", SCHEMA, r"length = 'price': its scale is not in schema.json")):
+        with pytest.raises(InputError, match=problem):
+            export_onnx(model, schema, tmp_path / "export", with_column(model, LengthProduct(), "length", name))
+    assert not (tmp_path / "export").exists()
 
 
 def test_a_spec_scores_its_own_model_only(model: Model) -> None:

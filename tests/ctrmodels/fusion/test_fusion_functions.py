@@ -50,9 +50,34 @@ def test_formulas() -> None:
     assert np.exp(ExponentialSum((2.0, 0.5)).score(scores, [2, 3])) == pytest.approx(
         [2 * np.e + 3 * np.e, 2 * np.exp(2) + 3 * np.exp(2)])
     assert np.exp(ExponentialBoost(1, 0.0).score(scores, [2, 3])) == pytest.approx([8 * np.e, 64 * np.exp(2)])
-    assert np.exp(ExpectedValue(0.0).score(scores, [1, 0.5])) == pytest.approx([0.5 * 2**0.5, 2])
+    assert ExpectedValue().score(scores, [3, 0.5]) == pytest.approx([3 * 0.5 * 2**0.5, 3 * 2])
     assert fuse(ReciprocalRank((1.0, 60.0)), scores, [2, 3]) == pytest.approx([2 / 3 + 3 / 62, 2 / 2 + 3 / 61])
     assert Constrained((0.0, 3.0)).score(scores, [1, 0]) == pytest.approx([0.5 / 1.5, 1 + 1 / 2])
+
+
+def test_an_expected_value_adds_what_events_are_worth_and_prices_those_that_have_a_price() -> None:
+    scores = np.array([[0.5, 0.2, 4.0], [0.4, 0.1, 9.0], [0.9, 0.0, 1.0]])
+    value = ExpectedValue(worth=(0.1, 2.0), priced=(False, True))
+    function, weights = value.at({"power": 0.5}, 3, 0)
+    assert (function, weights) == (value, (0.1, 2.0, 0.5))
+    assert function.score(scores, weights) == pytest.approx([0.05 + 0.4 * 2, 0.04 + 0.2 * 3, 0.09])
+    assert ExpectedValue((0.1, 2.0)).score(scores, weights) == pytest.approx([0.45 * 2, 0.24 * 3, 0.09])
+    free = ExpectedValue((0.1, 2.0), priced=False)
+    assert free.column is None and not free.ranges(2, 0) and free.at({}, 2, 0) == (free, (0.1, 2.0))
+    assert free.score(scores[:, :2], (0.1, 2.0)) == pytest.approx([0.45, 0.24, 0.09])
+    alone = ExpectedValue().score(scores[:, 1:], (1.0, 1.0))  # pCTR · pCVR · price of the joint event's probability
+    assert np.array_equal(np.argsort(alone), np.argsort(scores[:, 1] * scores[:, 2]))
+
+
+def test_columns_of_the_log_are_the_last_score_of_the_functions_that_have_one() -> None:
+    assert {f.id: f().column for f in FUNCTIONS.values() if f().column} == {
+        "product_with_length": "length", "expected_value": "price"}
+
+
+def test_a_score_is_made_to_count_more_by_its_weight_or_else_by_its_floor() -> None:
+    assert WeightedSum().scaled((1.0, 2.0), 1, 4.0) == (WeightedSum(), (1.0, 8.0))
+    assert Constrained(0.5).scaled((1.0, 0.0), 0, 4.0) == (Constrained(0.5), (4.0, 0.0))
+    assert Constrained((0.0, 0.5)).scaled((1.0, 0.0), 1, 4.0) == (Constrained((0.0, 2.0)), (1.0, 0.0))
 
 
 def test_ranks_are_those_of_each_list_with_ties_shared() -> None:
@@ -77,14 +102,17 @@ def test_a_larger_score_never_lowers_the_fused_one(function: FusionFunction) -> 
 
 
 def test_the_order_does_not_depend_on_a_common_factor_of_the_weights(function: FusionFunction) -> None:
+    """But for the price, whose weight is an exponent."""
     scores, weights = np.random.default_rng(1).random((100, 3)), np.array([0.3, 1, 2.5])
-    assert np.array_equal(np.argsort(fuse(function, scores, weights)), np.argsort(fuse(function, scores, 7 * weights)))
+    larger = weights * (7, 7, 1 if function.column == "price" else 7)
+    assert np.array_equal(np.argsort(fuse(function, scores, weights)), np.argsort(fuse(function, scores, larger)))
 
 
 def test_a_score_with_all_the_weight_decides_alone(function: FusionFunction) -> None:
-    """What lets corners be judged once for all functions. The length's own function is monotone as well."""
+    """What lets corners be judged once for all functions. The length's own function is monotone as well; a price
+    multiplies what is worth something."""
     scores = np.random.default_rng(3).random((50, 3))
-    for k in range(3):
+    for k in range(2 if function.column == "price" else 3):
         fused = fuse(function, scores, np.eye(3)[k])
         assert np.array_equal(np.argsort(fused), np.argsort(scores[:, k]))
 

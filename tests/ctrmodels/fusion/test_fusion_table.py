@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from ctrmodels.data.schema import Objective
 from ctrmodels.errors import InputError
 from ctrmodels.fusion import (
     Evaluator,
+    ExpectedValue,
     FusedScore,
     FusionSpec,
     Isotonic,
     Judge,
+    LengthProduct,
     Platt,
     Point,
     Quantile,
@@ -162,6 +165,42 @@ def test_a_spec_survives_json_exactly_and_scores_rows_one_by_one(tmp_path: Path)
     assert np.array_equal(again.score(rows.columns), whole)
     one = {name: values[17:18] for name, values in rows.columns.items()}
     assert again.score(one)[0] == pytest.approx(whole[17], abs=1e-12)
+
+
+def test_a_column_of_the_log_is_fused_in_units_of_its_mean_by_the_functions_that_have_one() -> None:
+    seconds, cost = np.random.default_rng(2).lognormal(3, 1, (2, 3000))
+    rows = replace(table(), logged={"seconds": seconds, "cost": cost})
+    whole = replace(fitted(rows), scores=(*fitted(rows).scores, rows.fit_logged("seconds", "length"),
+                                          rows.fit_logged("cost", "price")))
+    assert whole.normalise(rows.columns).mean(axis=0) == pytest.approx(np.ones(5))
+    assert [s.name for s in whole.predicted] == ["click@all", "buy@all", "dwell@all"]
+    length = whole.with_weights(LengthProduct(midpoint=2.0), (1, 1, 1, 0.5))
+    value = whole.with_weights(ExpectedValue(), (0.2, 0.8, 0, 1.0))
+    plain = whole.with_weights(WeightedProduct(), (1, 1, 1))
+    assert [[s.name for s in spec.columns] for spec in (length, value, plain)] == [["seconds"], ["cost"], []]
+    x = seconds / seconds.mean() / 2
+    assert length.score(rows.columns) == pytest.approx(plain.score(rows.columns) + 0.5 * np.log(x / (1 + x)), abs=1e-4)
+    normalised = whole.normalise(rows.columns)
+    assert value.score(rows.columns) == pytest.approx(
+        (normalised[:, :3] @ (0.2, 0.8, 0)) * cost / cost.mean())
+    judge = Judge(rows, whole, ("gauc",), 5)
+    for spec in (length, value, plain):
+        weights = tuple(s.weight for s in spec.scores)
+        assert judge.fuse(Point.of(spec.function, weights, (), "tpe")) == pytest.approx(spec.score(rows.columns))
+        assert judge.window(spec.function).scores.shape == (3000, len(weights))
+        assert FusionSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    half = rows.take(rows.groups < 75)
+    assert np.array_equal(half.columns["cost"], cost[rows.groups < 75])
+    with pytest.raises(KeyError, match="seconds"):
+        length.score({name: values for name, values in rows.columns.items() if name != "seconds"})
+
+
+def test_models_are_asked_of_scores_and_not_of_the_log() -> None:
+    rows = replace(table(), logged={"seconds": np.arange(1.0, 3001)}, models="a" * 64)
+    spec = replace(fitted(rows), scores=(*fitted(rows).scores, rows.fit_logged("seconds", "length")))
+    spec.check_models(dict.fromkeys(("click@all", "buy@all", "dwell@all"), "a" * 64))
+    with pytest.raises(InputError, match="model of buy@all"):
+        spec.check_models({"click@all": "a" * 64, "seconds": "a" * 64})
 
 
 def test_a_missing_score_or_an_unreadable_spec_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from scipy.special import expit, logit
 from scipy.stats import kendalltau
 
 from ctrmodels import metrics
-from ctrmodels.fusion import Isotonic, Normaliser, Platt, Quantile
+from ctrmodels.fusion import Bounded, Isotonic, Normaliser, Platt, Quantile
 from ctrmodels.fusion.normalisers import normaliser_from_json, rank_in_list
 
 
@@ -82,7 +82,12 @@ def test_quantile_gives_a_frequent_amount_the_middle_of_its_ranks() -> None:
     assert Quantile.fit(amounts, amounts)(np.zeros(1))[0] == pytest.approx(0.4, abs=0.01)
 
 
-@pytest.mark.parametrize("kind", [Platt, Isotonic, Quantile])
+def test_a_known_amount_keeps_its_unit_and_the_bounds_of_its_window() -> None:
+    found = Bounded.fit(np.array([3.0, 60.0, 12.5]), np.zeros(3))
+    assert found(np.array([12.5, 0.0, -7.0, 1e9, 60.0])).tolist() == [12.5, 3.0, 3.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize("kind", [Platt, Isotonic, Quantile, Bounded])
 def test_json_carries_a_fit_exactly(window, kind: type[Normaliser]) -> None:
     _, labels, scores = window
     fitted = kind.fit(scores, labels)
@@ -102,7 +107,7 @@ def test_what_cannot_be_fitted_or_read_is_refused() -> None:
         normaliser_from_json({"kind": "softmax"})
 
 
-@pytest.mark.parametrize("kind", [Platt, Isotonic, Quantile])
+@pytest.mark.parametrize("kind", [Platt, Isotonic, Quantile, Bounded])
 @pytest.mark.parametrize("scores", [np.full(3, 0.3), np.array([0.1, np.nan, 0.3]), np.array([0.1, 1, np.inf]),
                                     np.empty(0)],
                          ids=["constant", "nan", "infinite", "none"])

@@ -8,8 +8,11 @@ import pytest
 from planted_lists import BEST_WEIGHTS, Lists
 
 from ctrmodels.fusion import (
+    Constrained,
+    ExpectedValue,
     GaussianProcess,
     Goal,
+    LengthProduct,
     Point,
     Tpe,
     Tuner,
@@ -18,6 +21,7 @@ from ctrmodels.fusion import (
     Window,
     best,
     corners,
+    equal,
     goal,
     tune,
 )
@@ -135,6 +139,14 @@ def test_one_score_needs_one_evaluation() -> None:
     assert [p.weights for p in points] == [(1.0,)]
 
 
+def test_a_function_without_numbers_to_search_is_judged_once(halves: tuple[Lists, Lists]) -> None:
+    few = halves[0].take(0, 20)
+    given = ExpectedValue(worth=(0.7, 0.2, 0.1), priced=False)
+    point, = tune(given, Window(few.scores, few.value_at_top), FREE, 30)
+    assert (point.weights, point.source) == ((0.7, 0.2, 0.1), "start")
+    assert point.metrics == tuple(few.value_at_top(few.scores @ point.weights))
+
+
 def test_screened_trials_come_back_judged_on_the_whole_window(halves: tuple[Lists, Lists]) -> None:
     whole, few = halves[0].take(0, 200), halves[0].take(0, 20)
     window = Window(whole.scores, whole.value_and_clicks_at_top)
@@ -150,6 +162,13 @@ def test_tuning_leaves_optunas_verbosity_as_it_was(halves: tuple[Lists, Lists]) 
     before = optuna.logging.get_verbosity()
     tune(PRODUCT, Window(few.scores, few.value_at_top), FREE, 5)
     assert optuna.logging.get_verbosity() == before
+
+
+def test_equal_weights_are_those_of_any_function(halves: tuple[Lists, Lists]) -> None:
+    few = halves[0].take(0, 100)
+    window = Window(few.scores, few.value_at_top)
+    assert equal(Constrained(), window).metrics == equal(WeightedSum(), window).metrics
+    assert equal(PRODUCT, window) == tune(PRODUCT, window, FREE, 4)[0]
 
 
 def point(*metrics: float) -> Point:
@@ -171,6 +190,7 @@ def test_the_rule_takes_the_best_primary_that_reaches_the_floors_else_the_neares
 def test_corners_are_the_single_orders(halves: tuple[Lists, Lists]) -> None:
     few = halves[0].take(0, 100)
     window = Window(few.scores, few.value_at_top)
+    assert len(corners(LengthProduct(), window)) == len(corners(ExpectedValue(), window)) == 2  # the log has the third
     for i, corner in enumerate(corners(WeightedSum(), window)):
         assert corner.metrics == tuple(few.value_at_top(few.scores[:, i]))
         assert corner.metrics == window.judge(PRODUCT)(corner.weights)
