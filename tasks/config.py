@@ -171,6 +171,11 @@ class FieldSpec(Section):
     max_length: Annotated[int, Field(ge=0, le=1000)] = 0
     build: Build | None = None
 
+    @property
+    def reads(self) -> str | None:
+        """What it takes of a row: a column or an expression; ``None`` if it is built of earlier rows."""
+        return None if self.build is not None else self.value or self.name
+
     @model_validator(mode="after")
     def _sequence_options(self) -> FieldSpec:
         if self.kind == "sequence":
@@ -284,6 +289,10 @@ class Data(Section):
                                      "list the parent first")
                 if parent.kind != "binary":
                     raise ValueError(f"objective {o.name!r}: after = {o.after!r} is not binary")
+            for f in self.fields:
+                if f.reads == o.label:
+                    raise ValueError(f"field {f.name!r} reads {o.label!r}, the label of objective {o.name!r}: a model "
+                                     "would read the answer there; take the field out")
             seen[o.name] = o
         if self.source == "files" and self.files is None:
             raise ValueError("source: files needs the key data.files")
@@ -1319,14 +1328,15 @@ class Params(Section):
             for name in chosen_names:
                 if chosen_names.count(name) > 1:
                     raise ValueError(f"{key} names {name!r} twice: remove one")
-        if "youtube" in self.retrain.models and self.data.position is None:
+        models = {model for model, _ in map(model_and_balancer, self.retrain.models)}
+        if "youtube" in models and self.data.position is None:
             raise ValueError("retrain.models names 'youtube', whose tower learns what the position does: set "
                              "data.position, or take youtube out")
-        if "youtube" in self.retrain.models and self.data.position in [f.name for f in self.data.fields]:
+        if "youtube" in models and self.data.position in [f.reads for f in self.data.fields]:
             raise ValueError(f"retrain.models names 'youtube', and data.fields names the position, "
                              f"{self.data.position!r}: as a field it is served, and the tower has nothing to explain; "
                              "take the field out")
-        if "esm2" in self.retrain.models and self.retrain.esm2.action not in names:
+        if "esm2" in models and self.retrain.esm2.action not in names:
             raise ValueError(f"retrain.models names 'esm2', and retrain.esm2.action = {self.retrain.esm2.action!r} is "
                              f"not the binary objective between click and purchase: use one of {', '.join(names)}")
         if "uniform" not in self.search_embedding.methods:

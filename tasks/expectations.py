@@ -107,6 +107,11 @@ def log_suite(data: Data) -> gx.ExpectationSuite:
                 column=o.name, value_set=[0, 1], severity=CRITICAL, **_about(
                     f"domain.{o.name}", "0 or 1", f"Every known label of {o.name} is 0 or 1.",
                     "data.objectives")))
+        else:
+            expectations.append(gxe.ExpectColumnValuesToBeBetween(
+                column=o.name, min_value=0, severity=CRITICAL, **_about(
+                    f"domain.{o.name}", "0 or more", f"Every known value of {o.name} is 0 or more, since no regression "
+                    "target is defined below.", "data.objectives")))
         if o.after is not None:
             # Only the two labels are selected, since the rows that come back are kept in the results.
             expectations.append(gxe.UnexpectedRowsExpectation(

@@ -90,6 +90,10 @@ class Schema:
         vocab_hash: sha256 over the vocabularies (values, not only sizes).
         roles_hash: sha256 over which row has which role.
         scales: by numeric field, how its values are standardised; empty in logs that no ``encode`` wrote.
+
+    Raises:
+        InputError: the parent of an objective is none, is not binary, or is not listed before it, as is the case of
+            one at least in a chain that leads back to itself.
     """
 
     fields: tuple[Field, ...]
@@ -98,6 +102,16 @@ class Schema:
     vocab_hash: str
     roles_hash: str
     scales: Mapping[str, Scale] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        earlier: dict[str, str] = {}
+        for o in self.objectives:
+            kind = "binary" if o.after is None else earlier.get(o.after)
+            if kind != "binary":
+                problem = "no objective before this one" if kind is None else f"a {kind}, which nothing can follow"
+                raise InputError("schema", f"objectives.{o.name}.after", o.after, problem, "list the binary parent "
+                                 "first, and take out a link by which an objective would follow itself")
+            earlier[o.name] = o.kind
 
     @property
     def id_fields(self) -> tuple[Field, ...]:

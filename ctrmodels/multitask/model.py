@@ -210,6 +210,27 @@ class MultiObjectiveModel(nn.Module):
                     flops=linear + own + self.encoder.flops() + self.wide.flops(),
                     bytes=4 * (stored + other) + overhead)
 
+    def check_spaces(self, labels: np.ndarray) -> None:
+        """Refuse labels that leave a conditional loss without anything to learn.
+
+        Args:
+            labels: [N, K] of the training rows.
+
+        Raises:
+            InputError: a binary objective is learned where its parent happened, and never happens there, though it
+                does elsewhere: the parent's label is not known, or 0, where the objective happened.
+        """
+        for event in self.chain.events:
+            if event.name not in self.chain.supervised or event.space == ALL:
+                continue
+            happened = labels[:, self.schema.objective_index(event.objective)] == 1
+            if happened.any() and not (happened & space_mask(self.schema, labels, event.objective, event.space)).any():
+                raise InputError("outputs/encode", event.space, f"not 1 on the {int(happened.sum())} rows with "
+                                 f"{event.objective}", f"{event.objective} is learned on the rows where {event.space} "
+                                 "happened, and has no positive among them",
+                                 f"mend the `label:` of {event.space} in data.objectives, or take the `after:` of "
+                                 f"{event.objective} out")
+
     @property
     def needs_ids(self) -> bool:
         """Whether a target reads the rows' ids."""

@@ -27,9 +27,10 @@ def train(model: MultiObjectiveModel | OneScoreModel, rows: Rows, valid: Rows, c
     of the losses is minimised.
 
     Raises:
-        InputError: a regression objective has no value in its space, or a negative one; the rows lack what the model's
-            side reads; lists are needed, and there are none or one is longer than a batch; or the checkpoint is damaged
-            or belongs to another training.
+        InputError: an objective never happens where its parent did, though it does elsewhere; a regression objective
+            has no value in its space, or a negative one; the rows lack what the model's side reads; lists are needed,
+            and there are none or one is longer than a batch; or the checkpoint is damaged or belongs to another
+            training.
         FloatingPointError: the loss is not finite.
     """
     if isinstance(model, OneScoreModel):
@@ -39,6 +40,7 @@ def train(model: MultiObjectiveModel | OneScoreModel, rows: Rows, valid: Rows, c
         if not model.relative:
             model.fit_scales(_outputs(model, rows), rows.labels)
         return result
+    model.check_spaces(rows.labels)
     if model.side is not None:
         model.side.check(rows)
     if model.regressions:

@@ -74,7 +74,12 @@ def test_keys_and_values_outside_the_models(key: str, value: Any, shown: str) ->
      "list the parent first"),
     ({"data__objectives__0__kind": "regression"}, "after = 'like' is not binary"),
     ({"data__objectives": [{"name": "watch", "kind": "regression", "label": "w"}]}, "at least one binary objective"),
+    ({"data__objectives": [{"name": "a", "label": "x", "after": "b"}, {"name": "b", "label": "y", "after": "a"}]},
+     "after = 'b' is no earlier objective; list the parent first"),
+    ({"data__objectives": [{"name": "a", "label": "x", "after": "a"}]}, "after = 'a' is no earlier objective"),
     ({"data__objectives__0__name": "gender"}, "the name 'gender' is used twice"),
+    ({"data__fields__2__value": "rating >= 4"}, "field 'age' reads 'rating >= 4', the label of objective 'like'"),
+    ({"data__objectives__0__label": "age"}, "a model would read the answer there; take the field out"),
     ({"data__fields__7__max_length": 0}, "needs max_length"),
     ({"data__fields__8__of": ...}, "build needs of"),
     ({"data__fields__8__of": "age"}, "of = 'age' is not a categorical field"),
@@ -134,10 +139,21 @@ def test_form_values_are_put_in_and_checked() -> None:
             config.apply_form(params(), {key: value}, "form")
 
 
-def test_models_that_need_what_is_not_given_are_refused_before_anything_runs() -> None:
-    assert "set data.position" in refused(retrain__models=["youtube"], data__position=None)
+@pytest.mark.parametrize("balancer", ["", "-pcgrad"])
+def test_models_that_need_what_is_not_given_are_refused_before_anything_runs(balancer: str) -> None:
+    youtube, esm2 = [f"youtube{balancer}"], [f"esm2{balancer}"]
+    assert "set data.position" in refused(retrain__models=youtube, data__position=None)
     field = params()["data"]["fields"][0]["name"]
-    assert "take the field out" in refused(retrain__models=["youtube"], data__position=field)
+    assert "take the field out" in refused(retrain__models=youtube, data__position=field)
+    assert "take the field out" in refused(retrain__models=youtube, data__position="place",
+                                           data__fields__2__value="place")
     for action in (None, "basket"):
-        line = refused(retrain__models=["esm2"], retrain__esm2__action=action)
+        line = refused(retrain__models=esm2, retrain__esm2__action=action)
         assert f"retrain.esm2.action = {action!r}" in line and "use one of" in line
+
+
+def test_a_history_may_be_collected_where_the_label_was_positive_before() -> None:
+    """MovieLens does so: earlier rows' labels are known when serving, the row's own is not."""
+    raw = params()
+    assert raw["data"]["fields"][8]["build"]["where"] == raw["data"]["objectives"][0]["label"]
+    config.parse(raw, "params.yaml")

@@ -89,6 +89,7 @@ def test_broken_critical_promises_stop_the_run_in_one_line(tmp_path: Path, works
     bad = frame.copy()
     bad.loc[bad.index[:5], "click"] = 2
     bad.loc[bad.index[5:12], ["click", "buy"]] = [0, 1]
+    bad.loc[bad.index[12:15], ["click", "dwell"]] = [1, -2.5]
     bad.loc[bad.index[20], "_row"] = 0
     bad.loc[bad.index[-1], "_time"] = 0
     root = variant(workspace, tmp_path, bad.assign(unforeseen="value"))
@@ -97,8 +98,8 @@ def test_broken_critical_promises_stop_the_run_in_one_line(tmp_path: Path, works
     assert "\n" not in str(stopped.value)
     assert "columns = 'unexpected unforeseen': expected the columns (and" in str(stopped.value)
     told = caplog.text
-    for promise in ("domain.click = 5", "implies.buy.click = 7", "repeated.rows = 1", "repeated.keys = 1",
-                    "leakage.test = 1"):
+    for promise in ("domain.click = 5", "domain.dwell = 3", "implies.buy.click = 7", "repeated.rows = 1",
+                    "repeated.keys = 1", "leakage.test = 1"):
         assert f"critical: {promise}" in told
     assert not (root / "outputs" / "validate").exists()
 
@@ -222,4 +223,5 @@ def test_the_suites_are_a_function_of_params() -> None:
     again = expectations.limits(params.data, params.validate_)
     assert bounds == again
     suite = expectations.log_suite(params.data)
-    assert {e.meta["name"] for e in suite.expectations} >= {"columns", "domain.click", "implies.buy.click"}
+    assert {e.meta["name"] for e in suite.expectations} >= {"columns", "domain.click", "domain.dwell",
+                                                          "implies.buy.click"}

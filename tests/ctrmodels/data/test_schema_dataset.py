@@ -86,6 +86,21 @@ def test_an_objectives_sample_space_is_its_parent_or_all(schema: Schema) -> None
     assert [o.space for o in schema.objectives] == ["all", "click", "all"]
 
 
+@pytest.mark.parametrize(("objectives", "message"), [
+    ((Objective("buy", after="click"),), r"objectives\.buy\.after = 'click': no objective before.*list the binary"),
+    ((Objective("buy", after="click"), Objective("click")), r"objectives\.buy\.after = 'click': no objective before"),
+    ((Objective("a", after="c"), Objective("b", after="a"), Objective("c", after="b")),
+     r"objectives\.a\.after = 'c'.*take out a link by which an objective would follow itself"),
+    ((Objective("a"), Objective("b", after="b")), r"objectives\.b\.after = 'b': no objective before"),
+    ((Objective("dwell", "regression"), Objective("buy", after="dwell")), "a regression, which nothing can follow")])
+def test_objectives_without_an_order_are_refused(schema: Schema, objectives: tuple[Objective, ...],
+                                                 message: str) -> None:
+    """Along a chain that leads back to itself every search for the first objective would run for ever."""
+    with pytest.raises(InputError, match=message) as caught:
+        replace(schema, objectives=objectives)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_hash_follows_fields_and_objectives_only(schema: Schema) -> None:
     wider = replace(schema, fields=(replace(schema.fields[0], vocab=6), *schema.fields[1:]))
     assert wider.hash != schema.hash

@@ -142,13 +142,60 @@ def test_a_batch_without_a_preference_costs_nothing(name: str) -> None:
     assert value == 0 and not slope.any()
 
 
+def costs_the_difference(loss: Loss, exactly: bool) -> None:
+    value, slope = gradient(loss, torch.tensor([-300.0, 300.0]), torch.tensor([1.0, 0.0]), torch.zeros(2))
+    assert torch.isfinite(value) and torch.isfinite(slope).all() and slope[0] < 0
+    if exactly:
+        assert value.item() == pytest.approx(600.0)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_far_scores_of_the_wrong_order_cost_their_difference(name: str) -> None:
-    """-log(sigmoid(d)) would be infinite."""
-    value, slope = gradient(LOSSES[name], torch.tensor([-300.0, 300.0]), torch.tensor([1.0, 0.0]), torch.zeros(2))
-    assert torch.isfinite(value) and torch.isfinite(slope).all() and slope[0] < 0
-    if name in ("bpr", "listnet", "list_mle"):
-        assert value.item() == pytest.approx(600.0)
+    costs_the_difference(LOSSES[name], name in ("bpr", "listnet", "list_mle"))
+
+
+def logarithm_of_a_sigmoid(scores: Tensor, grades: Tensor, lists: Lists) -> Tensor:
+    """A published BPR: infinite where the sigmoid rounds to 0."""
+    pairs = lists.pairs(grades)
+    return -(scores[pairs.better] - scores[pairs.worse]).sigmoid().log().mean()
+
+
+def of_the_labels(scores: Tensor, grades: Tensor, lists: Lists) -> Tensor:
+    """A published hinge loss has, with exponents, the labels' sigmoid in the place of the scores."""
+    return bpr(grades.sigmoid() + 0.0 * scores, grades, lists, weight="gain")
+
+
+@pytest.mark.parametrize("wrong", [logarithm_of_a_sigmoid, of_the_labels])
+def test_losses_of_other_libraries_fail_there(wrong: Loss) -> None:
+    with pytest.raises(AssertionError):
+        costs_the_difference(wrong, exactly=False)
+
+
+def lifts_the_better_row(loss: Loss) -> None:
+    """Scores that follow the slope of the loss come into the order of the grades.
+
+    With seeds 0 to 2 .89 of the pairs or more, and all of them but for the losses that care for the top of a list;
+    .46 to .54 by chance.
+    """
+    scores, grades, group = draw()
+    scores = scores.clone().requires_grad_()
+    optimiser = torch.optim.Adam([scores], lr=0.1)
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss(scores, grades, Lists(group)).backward()
+        optimiser.step()
+    pairs = Lists(group).pairs(grades)
+    assert (scores[pairs.better] > scores[pairs.worse]).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", ["bpr", "bpr_gain", "bpr_per_list", "lambdarank", "list_mle"])
+def test_the_slope_leads_to_the_order_of_the_grades(name: str) -> None:
+    lifts_the_better_row(LOSSES[name])
+
+
+def test_a_loss_of_the_labels_leads_nowhere() -> None:
+    with pytest.raises(AssertionError):
+        lifts_the_better_row(of_the_labels)
 
 
 def test_listnet_and_list_mle_of_two_rows_are_bpr() -> None:

@@ -132,14 +132,26 @@ def build(rows: Rows, penalty: float = 0.6) -> MultiObjectiveModel:
                        ModelConfig((8,), (6,), options=AITMOptions(penalty)))
 
 
-def test_a_later_loss_reaches_all_bottoms_before_it_and_an_earlier_one_none_behind(rows: Rows) -> None:
-    model, batch = build(rows), rows.take(slice(0, 200))
+def reaches_all_bottoms_before(model: MultiObjectiveModel, rows: Rows) -> None:
+    batch = rows.take(slice(0, 200))
     for name, reached in (("click@all", [True, False, False]), ("cart@all", [True, True, False]),
                           ("buy@all", [True, True, True])):
         model.zero_grad()
         model.losses(model(batch), batch.labels)[name].backward()
         bottoms = [layers[0].weight.grad for layers in model.trunk.layers]
         assert [g is not None and bool(g.any()) for g in bottoms] == [*reached, False, False]
+
+
+def test_a_later_loss_reaches_all_bottoms_before_it_and_an_earlier_one_none_behind(rows: Rows) -> None:
+    reaches_all_bottoms_before(build(rows), rows)
+
+
+def test_a_transfer_that_stops_gradients_fails_that(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the default of published code, and not what the paper trains."""
+    pair = TransferStep.pair
+    monkeypatch.setattr(TransferStep, "pair", lambda self, before, own: pair(self, before.detach(), own))
+    with pytest.raises(AssertionError):
+        reaches_all_bottoms_before(build(rows), rows)
 
 
 def test_heads_are_joint_events_trained_on_all_rows(rows: Rows) -> None:

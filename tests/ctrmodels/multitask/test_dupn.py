@@ -22,7 +22,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ctrmodels.archspec import ArchSpec
@@ -126,13 +126,30 @@ def test_the_gates_are_those_of_the_equations() -> None:
         torch.testing.assert_close(lstm(items, properties)[:, t], h)
 
 
-def test_a_property_says_how_much_and_never_what() -> None:
+class PlainLSTM(nn.Module):
+    """That of the only public code: item and property side by side, for gates and candidate alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5 + 3, 4, batch_first=True)
+
+    def forward(self, items: Tensor, properties: Tensor) -> Tensor:
+        return self.lstm(torch.cat([items, properties], 2))[0]
+
+
+def says_how_much_and_never_what(lstm: nn.Module) -> None:
     """Where every gate is shut but by the property, items alone decide the direction of the first state's memory."""
-    lstm = PropertyGatedLSTM(5, 3, 4)
     item = torch.randn(1, 1, 5)
     signs = [lstm(item, 3 * torch.randn(1, 1, 3)).sign() for _ in range(20)]
     assert all(torch.equal(s, signs[0]) for s in signs)
     assert not torch.allclose(lstm(item, torch.ones(1, 1, 3)), lstm(item, -torch.ones(1, 1, 3)))
+
+
+def test_a_property_says_how_much_and_never_what() -> None:
+    torch.manual_seed(0)
+    says_how_much_and_never_what(PropertyGatedLSTM(5, 3, 4))
+    with pytest.raises(AssertionError):
+        says_how_much_and_never_what(PlainLSTM())
 
 
 def test_padding_moves_no_state_of_a_step_that_is_there() -> None:

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
+from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Rows
+from ctrmodels.multitask import ModelConfig, build_model
 from ctrmodels.multitask.evaluation import evaluate_scores, mean_auc, mean_over_objectives
 from ctrmodels.multitask.spaces import score_names
+from ctrmodels.training import predict
 
 
 def scores(rows: Rows) -> dict[str, np.ndarray]:
@@ -51,3 +55,16 @@ def test_models_are_compared_by_the_mean_of_the_binary_objectives_on_all_rows(ro
     mean = np.mean([found[f"auc.{n}@all"] for n in ("click", "cart", "buy", "hide")])
     assert mean_over_objectives(rows.schema, found, "auc") == pytest.approx(mean)
     assert mean_auc(rows.schema)(s, rows) == pytest.approx(mean)
+
+
+def test_an_auc_is_one_over_all_rows_and_no_mean_over_batches(rows: Rows) -> None:
+    """The stub, a mean over batches without those of a single class, as published code has it, is another number."""
+    torch.manual_seed(0)
+    model = build_model("shared_bottom", rows.schema, ArchSpec.dense(rows.schema, 4), ModelConfig((8,), (6,)))
+    in_batches = predict(model, rows, batch_size=8)
+    name, k = "buy@all", rows.schema.objective_index("buy")
+    found = evaluate_scores(rows.schema, rows.labels, in_batches, rows.group)[f"auc.{name}"]
+    assert found == pytest.approx(roc_auc_score(rows.labels[:, k], predict(model, rows)[name]))
+    parts = [(rows.labels[i:i + 8, k], in_batches[name][i:i + 8]) for i in range(0, len(rows), 8)]
+    of_batches = [roc_auc_score(label, score) for label, score in parts if 0 < label.sum() < len(label)]
+    assert 1 < len(of_batches) < len(parts) and abs(np.mean(of_batches) - found) > 0.01

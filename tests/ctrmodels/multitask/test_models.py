@@ -12,9 +12,23 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Batch, Rows
 from ctrmodels.data.schema import Objective
 from ctrmodels.errors import InputError
+from ctrmodels.multitask import (
+    DCRNN,
+    DUPN,
+    PLE,
+    Identity,
+    MMoE,
+    ModelConfig,
+    MultiObjectiveModel,
+    OMoE,
+    SharedBottom,
+    build_model,
+)
 from ctrmodels.multitask import MODELS as EVERY_MODEL
-from ctrmodels.multitask import ModelConfig, MultiObjectiveModel, build_model
-from ctrmodels.multitask.models.dupn import DUPN
+from ctrmodels.multitask.models.nmtr import UserItem
+from ctrmodels.multitask.models.own_layers import OwnLayers
+from ctrmodels.multitask.models.single import Split
+from ctrmodels.multitask.models.youtube import SharedThenMMoE
 from ctrmodels.multitask.parts import Pass
 from ctrmodels.multitask.spaces import score_names
 from ctrmodels.multitask.train import train
@@ -90,10 +104,8 @@ def test_the_penalty_of_the_embeddings_is_part_of_the_loss(rows: Rows) -> None:
     assert with_l2.loss(batch) > plain.loss(batch)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_unknown_labels_and_rows_outside_the_space_have_no_part_in_a_loss(name: str, rows: Rows) -> None:
+def counts_its_own_rows_alone(model: MultiObjectiveModel, rows: Rows) -> None:
     """A batch's loss of each objective equals that of its own rows alone."""
-    model = build(name, rows).eval()
     everything = rows.take(slice(0, 200))
     labels = everything.labels
     of = rows.schema.objective_index
@@ -107,6 +119,96 @@ def test_unknown_labels_and_rows_outside_the_space_have_no_part_in_a_loss(name: 
             assert 0 < len(index) < 200
             alone = rows.take(index)
             torch.testing.assert_close(one_loss(model, alone, loss_name), value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unknown_labels_and_rows_outside_the_space_have_no_part_in_a_loss(name: str, rows: Rows) -> None:
+    counts_its_own_rows_alone(build(name, rows).eval(), rows)
+
+
+def does_not_grow_with_the_batch(model: MultiObjectiveModel, rows: Rows) -> None:
+    """A batch with every row twice costs what it costs once, so that the learning rate means the same in both."""
+    once, twice = (rows.take(np.tile(np.arange(100), times)) for times in (1, 2))
+    expected = model.losses(model(once), once.labels)
+    for name, value in model.losses(model(twice), twice.labels).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loss_is_a_mean_over_its_rows(name: str, rows: Rows) -> None:
+    does_not_grow_with_the_batch(build(name, rows).eval(), rows)
+
+
+def test_sums_and_means_over_the_whole_batch_fail(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are in published code."""
+    model = build("esmm", rows).eval()
+
+    def total(values: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, values, 0.0).sum()
+
+    for wrong, check in ((total, does_not_grow_with_the_batch),
+                         (lambda values, mask: total(values, mask) / len(mask), counts_its_own_rows_alone)):
+        monkeypatch.setattr("ctrmodels.multitask.model.masked_mean", wrong)
+        with pytest.raises(AssertionError):
+            check(model, rows)
+
+
+IN_SPACES = ("click@all", "cart@click", "buy@cart", "hide@all")
+ON_ALL = ("click@all", "cart@all", "buy@all", "hide@all")
+PARTS = {"single": (Split, IN_SPACES), "shared_bottom": (SharedBottom, IN_SPACES), "omoe": (OMoE, IN_SPACES),
+         "mmoe": (MMoE, IN_SPACES), "cgc": (PLE, IN_SPACES), "ple": (PLE, IN_SPACES), "esmm": (Identity, ON_ALL),
+         "mmoe_esmm": (MMoE, ON_ALL), "dbmtl": (OwnLayers, IN_SPACES), "aitm": (OwnLayers, ON_ALL),
+         "youtube": (SharedThenMMoE, IN_SPACES), "dupn": (DUPN, IN_SPACES), "deepmcp": (SharedBottom, IN_SPACES),
+         "nmtr": (UserItem, ON_ALL), "dcrnn": (DCRNN, IN_SPACES)}
+
+
+def is_of_its_name(model: MultiObjectiveModel, name: str) -> bool:
+    return (type(model.trunk), model.chain.supervised) == PARTS[name]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_key_builds_the_model_of_its_name(name: str, rows: Rows) -> None:
+    """A published bench runs ESMM where it says MMoE, which is the stub."""
+    model = build(name, rows)
+    assert is_of_its_name(model, name)
+    assert not is_of_its_name(build("esmm" if name != "esmm" else "mmoe", rows), name)
+    if isinstance(model.trunk, PLE):
+        assert len(model.trunk.levels) == (1 if name == "cgc" else 2)
+
+
+def test_mmoe_esmm_is_mmoe_but_for_the_chain_and_has_esmms(rows: Rows) -> None:
+    both, mmoe, esmm = (build(name, rows).eval() for name in ("mmoe_esmm", "mmoe", "esmm"))
+    both.load_state_dict(mmoe.state_dict())
+    batch = rows.take(slice(0, 200))
+    assert both.chain == esmm.chain and torch.equal(both(batch), mmoe(batch))
+    assert one_loss(both, batch, "buy@all") != one_loss(mmoe, batch, "buy@cart")
+    both.chain = mmoe.chain
+    assert torch.equal(both.loss(batch), mmoe.loss(batch))
+
+
+def scores_a_row_by_itself(model: MultiObjectiveModel, rows: Rows) -> None:
+    """The same as among others."""
+    among, alone = model.predict(rows.take(slice(0, 20))), model.predict(rows.take(slice(7, 8)))
+    for name, score in alone.items():
+        assert score.shape == (1,)
+        torch.testing.assert_close(score, among[name][7:8])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_may_have_a_single_row(name: str, rows: Rows) -> None:
+    model = build(name, rows)
+    model.fit_targets(rows.labels)
+    scores_a_row_by_itself(model.eval(), rows)
+
+
+def test_a_trunk_that_squeezes_a_single_row_away_fails(rows: Rows) -> None:
+    """As a published PLE does."""
+    model = build("ple", rows).eval()
+    represent = model.trunk.represent
+    model.trunk.represent = lambda encoded: [h.squeeze() for h in represent(encoded)]  # type: ignore[method-assign]
+    model.predict(rows.take(slice(0, 20)))
+    with pytest.raises((AssertionError, IndexError)):
+        scores_a_row_by_itself(model, rows)
 
 
 def test_an_objective_without_rows_in_the_batch_adds_nothing(rows: Rows) -> None:
@@ -211,6 +313,27 @@ def test_a_regression_with_negative_values_is_refused(make_rows: MakeRows) -> No
     rows.labels[3, 1] = -2.0
     with pytest.raises(InputError, match=r"profit = -2\.0"):
         build("mmoe", rows).fit_targets(rows.labels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_objective_whose_parent_is_unknown_where_it_happened_is_refused(name: str, make_rows: MakeRows) -> None:
+    """Its rows cannot be told from others, and a loss on them would teach that it never happens."""
+    rows = make_rows((CLICK, BUY))
+    rows.labels[rows.labels[:, 1] == 1, 0] = np.nan
+    config = TrainConfig(epochs=1, device="cpu")
+    model = build(name, rows)
+    if "buy@click" not in model.chain.supervised:  # learned on all rows, it needs no parent
+        train(model, rows, rows, config)
+        return
+    with pytest.raises(InputError, match=r"click = 'not 1 on the \d+ rows with buy'.*mend the `label:` of click"):
+        train(model, rows, rows, config)
+
+
+def test_a_regression_whose_parent_is_unknown_is_refused(make_rows: MakeRows) -> None:
+    rows = make_rows((CLICK, Objective("dwell", "regression", after="click")))
+    rows.labels[:, 0] = np.where(np.arange(len(rows)) % 2, np.nan, 0.0)
+    with pytest.raises(InputError, match=r"dwell = 'no value': .*on its own rows.*mend its `label:`"):
+        train(build("mmoe", rows), rows, rows, TrainConfig(epochs=1, device="cpu"))
 
 
 def test_bad_names_are_refused_in_one_line(rows: Rows) -> None:

@@ -124,6 +124,15 @@ def test_a_list_longer_than_the_batch_is_refused_before_the_training(rows: Rows)
         train(make("bpr", rows), rows, rows, TrainConfig(batch_size=int(longest) - 1, device="cpu"))
 
 
+def test_amounts_that_no_weight_or_scale_can_come_from_are_refused(rows: Rows) -> None:
+    rows.labels[rows.labels[:, 0] == 1, 3] = 0.0
+    with pytest.raises(InputError, match=r"dwell = 0\.0: an amount needs a mean above 0; mend its `label:`"):
+        train(make("jrc", rows), rows, rows, replace(CONFIG, epochs=1))
+    rows.labels[np.flatnonzero(rows.labels[:, 0] == 1)[0], 3] = -2.0
+    with pytest.raises(InputError, match=r"weighted\.actions = -2\.0.*must not be negative; take it out, or mend"):
+        train(make("weighted", rows), rows, rows, CONFIG)
+
+
 def test_names_that_no_objective_has_are_refused(rows: Rows) -> None:
     with pytest.raises(InputError, match=r"retrain\.ranking\.grades = 'dwell'.*use click, cart, buy, hide"):
         make("bpr", rows, RankingOptions(grades={"dwell": 1.0}))

@@ -6,11 +6,14 @@ that sees shared experts only, gates of higher levels that read the features aga
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctrmodels.multitask import PLE, OMoE
+from ctrmodels.multitask.models.ple import _Level
 
 K, SPECIFIC, SHARED, W, H = 2, 3, 1, 10, 6
 
@@ -38,6 +41,16 @@ def test_gates_see_their_own_and_the_shared_experts_and_the_shared_gate_all(flat
     first, last = ple(2).levels
     assert [len(g) for g in first.gate] == [SPECIFIC + SHARED] * K + [K * SPECIFIC + SHARED]
     assert [len(g) for g in last.gate] == [SPECIFIC + SHARED] * K  # nothing reads a shared state any more
+    for level in (first, last):
+        assert [e.count for e in level.specific] == [SPECIFIC] * K and level.shared.count == SHARED
+
+
+def test_all_experts_differ_from_the_start() -> None:
+    """Those of one objective, of two, and the shared ones: what starts equal under equal gates stays equal."""
+    for level in ple(2).levels:
+        first = torch.cat([experts.weights[0] for experts in (*level.specific, level.shared)])
+        for a in range(len(first)):
+            assert all((first[a] - first[b]).abs().max() > 0.01 for b in range(a))
 
 
 def test_the_mixture_is_that_of_the_paper(flat: torch.Tensor) -> None:
@@ -60,14 +73,37 @@ def test_on_one_level_the_other_objectives_experts_do_not_matter(flat: torch.Ten
     assert torch.equal(after[0], before[0]) and not torch.allclose(after[1], before[1])
 
 
-def test_on_two_levels_they_reach_an_objective_through_the_shared_branch(flat: torch.Tensor) -> None:
+def reaches_through_the_shared_branch(flat: torch.Tensor) -> None:
+    """An objective hears of the other's experts of the level below."""
     trunk = ple(2)
     before = [h.clone() for h in trunk(flat)]
     after = silenced(trunk, 0, 1, flat)
     assert not torch.allclose(after[0], before[0])
 
 
+def test_on_two_levels_they_reach_an_objective_through_the_shared_branch(flat: torch.Tensor) -> None:
+    reaches_through_the_shared_branch(flat)
+
+
+def test_a_shared_gate_that_sees_shared_experts_only_fails_that(flat: torch.Tensor,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in published code."""
+    whole = _Level.forward
+
+    def deaf(self: _Level, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        found = whole(self, states)
+        if len(found) > K:
+            weights = self.weights(states)[-1][:, K * SPECIFIC:]
+            found[-1] = torch.einsum("be,beh->bh", weights, self.shared(states[-1]))
+        return found
+
+    monkeypatch.setattr(_Level, "forward", deaf)
+    with pytest.raises(AssertionError):
+        reaches_through_the_shared_branch(flat)
+
+
 def test_gates_of_the_second_level_read_the_first_ones_states(flat: torch.Tensor) -> None:
+    """Some copies have them read the features again, which are wider."""
     trunk = ple(2)
     states = trunk.levels[0]([flat] * (K + 1))
     assert trunk.levels[1].gate[0].shape[1] == H
