@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ctrmodels.archspec import ArchSpec
-from ctrmodels.data import Dataset, Schema
+from ctrmodels.data import Dataset, Rows, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask import MODELS, build_model
 from ctrmodels.multitask.evaluation import evaluate_scores
@@ -93,12 +93,15 @@ def read(path: Path, schema: Schema, wanted: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
-def possible(names: Sequence[str], schema: Schema, params: Params) -> tuple[list[str], dict[str, str]]:
-    """The models that can be built on the log, and why the others cannot."""
+def possible(names: Sequence[str], rows: Rows, params: Params) -> tuple[list[str], dict[str, str]]:
+    """The models that can learn from the rows, and why the others cannot."""
     able, reasons = [], {}
     for name in names:
         try:
-            build_model(name, schema, dense(schema, params), model_config(params, name))
+            model = build_model(name, rows.schema, dense(rows.schema, params), model_config(params, name))
+            model.check_spaces(rows.labels)
+            if model.side is not None:
+                model.side.check(rows)
             able.append(name)
         except InputError as error:
             reasons[name] = f"{error.problem} ({error.remedy})"
@@ -149,8 +152,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="trainings side by side, one thread each")
     arguments = parser.parse_args()
-    params, schema = config.load(arguments.params), Schema.load(arguments.encoded / "schema.json")
-    able, reasons = possible(arguments.models, schema, params)
+    params, rows = config.load(arguments.params), Dataset(arguments.encoded, LEARNS_FROM).role(*LEARNS_FROM)
+    schema = rows.schema
+    able, reasons = possible(arguments.models, rows, params)
     paths = {name: [arguments.results / name / f"seed={seed}.json" for seed in range(arguments.seeds)] for name in able}
     for name in able:  # before anything is trained
         for path in filter(Path.is_file, paths[name]):

@@ -86,7 +86,8 @@ def test_what_the_log_does_not_have_is_told_in_the_table(root: Path) -> None:
     for objective in raw["objectives"]:
         objective["after"] = None
     path.write_text(json.dumps(raw))
-    run(root, "--models", "esmm", "shared_bottom", "--seeds", "1")
+    run(root, "--models", "esmm", "youtube", "shared_bottom", "--seeds", "1")
     text = (root / "results" / "table.md").read_text()
+    assert "| youtube | not possible: no row has a position" in text
     assert "| esmm | not possible: esmm needs a binary objective with `after:`" in text
     assert not (root / "results" / "esmm").exists() and "esmm" in MODELS
