@@ -23,8 +23,8 @@ BESIDE = (*OBJECTIVES[:2], Objective("purchase", after="click"), OBJECTIVES[3])
 LISTS = SimulatorConfig(rows=300_000, items=400, temperature=0.3, position_bias=1.0)
 """Lists that the old ranker nearly sorts by what it likes, and that users look down on quickly. Few items, many rows,
 so that the log shows each item often: how much the tower can gain depends on how much of the relevance can be learned
-at all. Even a model that is given the planted curve gained no more than .05 with half of these rows, and .10 with all of
-them, on the least favourable of three worlds (seeds 10 to 12, on which all settings here were chosen)."""
+at all. Even a model given the planted curve gained no more than .05 with half of these rows, and .10 with all of them,
+on the least favourable of three worlds (seeds 10 to 12, on which all settings here were chosen)."""
 PROMISED = 0.06
 """Gain in Spearman's correlation. Measured on seeds 0 to 2: .090, .107, .091; the curves correlate by .987 or more."""
 
