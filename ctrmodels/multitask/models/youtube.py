@@ -19,6 +19,12 @@ from ctrmodels.multitask.parts import Parts, Side, Site, Trunk
 from ctrmodels.nn.towers import MLP, full_precision
 
 CURVE = "position_bias.csv"
+REACH = 4.0
+"""Logits per unit of the position tower's weights. Adam moves a weight by its learning rate at most, whatever the
+gradient: at 1, a curve of 3 logits takes thousands of steps, in which the main network, whose weights add up, takes
+the positions for the items. On two seeds of :func:`ctrmodels.data.planted_numeric.planted_positions` the served order
+has a rank correlation with the truth of .894 and .895 at 1, .939 and .924 at 4, .943 and .928 at 10, where the curve
+no longer falls everywhere, since it shakes from step to step."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class PositionTower(Side):
         dropout: share of the rows whose position is hidden in training.
 
     Attributes:
-        bias: [P, V, biased objectives], V being the device's values, 1 without; starts at 0.
+        weight: [P, V, biased objectives], V being the device's values, 1 without; starts at 0.
     """
 
     place: Tensor
@@ -110,7 +116,12 @@ class PositionTower(Side):
         self.register_buffer("place", nn.functional.one_hot(columns, len(schema.objectives)).float(), persistent=False)
         self.device = None if device is None else schema.id_index(device)
         values = 1 if self.device is None else schema.id_fields[self.device].vocab
-        self.bias = nn.Parameter(torch.zeros(positions, values, len(biased)))
+        self.weight = nn.Parameter(torch.zeros(positions, values, len(biased)))
+
+    @property
+    def bias(self) -> Tensor:
+        """The logits b [P, V, biased objectives]."""
+        return REACH * self.weight
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, K], 0 in rows without a position and for objectives that are not biased."""
@@ -118,9 +129,9 @@ class PositionTower(Side):
         if self.training and self.dropout:
             hidden = torch.rand(len(position), device=position.device) < self.dropout
             position = position.masked_fill(hidden, 0)
-        row = (position - 1).clamp(0, len(self.bias) - 1)
+        row = (position - 1).clamp(0, len(self.weight) - 1)
         device = torch.zeros_like(row) if self.device is None else batch.ids[:, self.device].long()
-        bias = self.bias[row, device] * (position > 0).unsqueeze(1)  # [B, biased]
+        bias = REACH * self.weight[row, device] * (position > 0).unsqueeze(1)  # [B, biased]
         with full_precision(bias):
             return bias @ self.place
 

@@ -7,47 +7,75 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Rows
 from ctrmodels.data.planted_numeric import planted_consequence
 from ctrmodels.data.schema import Objective
+from ctrmodels.data.simulator import expected_auc
 from ctrmodels.errors import InputError
-from ctrmodels.multitask import MMoE, ModelConfig, MultiObjectiveModel, build_model
-from ctrmodels.multitask.evaluation import evaluate_scores
+from ctrmodels.multitask import MMoE, ModelConfig, MultiObjectiveModel, Transfer, build_model
 from ctrmodels.multitask.models.dbmtl import DBMTLOptions
 from ctrmodels.multitask.train import train
 from ctrmodels.training import TrainConfig, predict, seed_everything
 
 LINK = {"share": ("click",)}
+PROMISED = 0.002
+"""Gain in AUC by the link, mean and median over five seeds, and the most that there may be without a cause. Measured:
+.0129 and .0048, without a cause .0002 and -.0002. The median is there since one seed in five may do for the mean."""
 
 
-def child_auc(seed: int, parents: Mapping[str, Sequence[str]] | None, linked: bool = True) -> float:
-    """Of the child on all rows of test; no parents = the model of the same parts without the link.
+class Deaf(Transfer):
+    """The same parts with the same weights at the start, but the child hears zeros in place of its parent."""
 
-    The bottom is narrow and the towers are wide, so that the click is understood in its tower, where only a link leads.
+    def __init__(self, relations: Transfer) -> None:
+        super().__init__()
+        self.links = relations.links
+
+    def forward(self, states: list[Tensor]) -> list[Tensor]:
+        own = states[1]
+        return [states[0], self.links["1"](torch.cat([own, torch.zeros_like(own)], 1))]  # type: ignore[index, operator]
+
+
+def child_auc(seed: int, deaf: bool, linked: bool) -> float:
+    """Of the child on all rows of test, judged by its true probabilities.
+
+    The bottom is too narrow for what the click depends on and the towers are wide, so that the click is understood in
+    its tower, where only a link leads; the state handed on is narrow, since few rows teach the child to read it; and
+    the child, which knows its label on 1,200 rows, leaves its parent's tower alone. All of this was chosen on seeds 10
+    to 13 (gains .0015 to .0064, without a cause -.0013 to .0008). With a bottom of 8, towers of 32 and a third of the
+    rows, the bottom itself told the child of the click: .0057 on seeds 0 to 4 came from two of them, and nine runs of
+    seeds 10 to 12 gained nothing. Beside a model without the relation layer, that layer alone brought .0015.
     """
-    data = planted_consequence(seed, linked=linked)
+    data = planted_consequence(seed, rows=90_000, linked=linked, known=0.02)
     seed_everything(seed)
-    name, options = ("shared_bottom", None) if parents is None else ("dbmtl", DBMTLOptions(parents))
-    model = build_model(name, data.schema, ArchSpec.dense(data.schema, 2), ModelConfig((8,), (32,), options=options))
+    config = ModelConfig((6,), (64, 8), options=DBMTLOptions(LINK, detach_parents=True))
+    model = build_model("dbmtl", data.schema, ArchSpec.dense(data.schema, 2), config)
+    if deaf:
+        assert model.transfer is not None
+        model.transfer = Deaf(model.transfer)
     train(model, Rows.concatenate([data.roles["train"], data.roles["arch"]]), data.roles["valid"],
-          TrainConfig(epochs=8, patience=8, batch_size=256, learning_rate=3e-3, device="cpu", seed=seed))
-    test = data.roles["test"]
-    return evaluate_scores(data.schema, test.labels, predict(model, test), test.group)["auc.share@all"]
+          TrainConfig(epochs=8, patience=8, batch_size=512, learning_rate=3e-3, device="cpu", seed=seed))
+    return expected_auc(predict(model, data.roles["test"])["share@all"], data.truth["probability"]["share"]["test"])
+
+
+def gains(linked: bool) -> list[float]:
+    """What hearing the parent brings, on each of five seeds."""
+    return [child_auc(seed, False, linked) - child_auc(seed, True, linked) for seed in range(5)]
 
 
 @pytest.mark.slow
 def test_the_link_helps_a_child_that_depends_on_its_parent() -> None:
-    gains = [child_auc(seed, LINK) - child_auc(seed, None) for seed in range(5)]
-    assert np.mean(gains) >= 0.002, gains
+    found = gains(linked=True)
+    assert min(np.mean(found), np.median(found)) >= PROMISED, found
 
 
 @pytest.mark.slow
 def test_the_link_brings_nothing_to_a_child_that_does_not() -> None:
     """The stub of the test above: a parent without information."""
-    gains = [child_auc(seed, LINK, linked=False) - child_auc(seed, None, linked=False) for seed in range(5)]
-    assert abs(np.mean(gains)) < 0.002, gains
+    found = gains(linked=False)
+    assert max(abs(np.mean(found)), abs(np.median(found))) < PROMISED, found
 
 
 def build(rows: Rows, parents: Mapping[str, Sequence[str]] | None = None, detach: bool = False,

@@ -113,7 +113,7 @@ def build(rows: Rows, **options) -> MultiObjectiveModel:
     model = build_model("youtube", rows.schema, ArchSpec.dense(rows.schema, 4),
                         ModelConfig((8,), (6,), options=YouTubeOptions((10,), 3, **options)))
     assert model.side is not None
-    torch.nn.init.normal_(model.side.bias)  # type: ignore[arg-type]
+    torch.nn.init.normal_(model.side.weight)  # type: ignore[arg-type]
     return model
 
 
@@ -174,7 +174,7 @@ def test_the_gates_read_the_shared_layers(rows: Rows) -> None:
 
 def test_neither_cost_nor_export_has_the_tower(tmp_path: Path) -> None:
     model = served_models.build("youtube", "uniform")
-    served = sum(p.numel() for p in model.parameters()) - model.side.bias.numel()
+    served = sum(p.numel() for p in model.parameters()) - model.side.weight.numel()
     assert model.cost().parameters == served
     export_package(model, served_models.SCHEMA, tmp_path / "package")
     names = list(torch.export.load(tmp_path / "package" / "model.pt2").state_dict)
