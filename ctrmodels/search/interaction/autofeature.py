@@ -76,8 +76,8 @@ class AutoFeature:
         epochs: passes over ``train`` per evaluation, or a part of one.
         tie_break: AUC that a genome without micro-networks is worth beside one in which every slot has an operation, in
             proportion to their number; it decides between genomes whose AUC hardly differs.
-        pare: standard errors of AUC that leaving out micro-networks of the best genome may cost; ``None`` = none is left
-            out, as in the paper.
+        pare: standard errors of AUC that leaving out micro-networks of the best genome may cost; ``None`` = none is
+            left out, as in the paper.
         breeding: how genomes come about.
     """
 
@@ -123,8 +123,8 @@ class AutoFeature:
             score = judged.auc - self.tie_break * operations / (len(fields) * self.slots)
             controller.observe(proposal, score)
             history.add(proposal, {
-                "evaluation": len(history.entries), "auc": round(judged.auc, 8), "score": score, "kept": len(interactions),
-                "operations": operations, "leaf": proposal.leaf, "steps": judged.steps})
+                "evaluation": len(history.entries), "auc": round(judged.auc, 8), "score": score,
+                "kept": len(interactions), "operations": operations, "leaf": proposal.leaf, "steps": judged.steps})
         return self._found(rows, host, seed, fields, history)
 
     def combinations(self, rows: SearchRows, host: Host, seed: int) -> list[tuple[int, ...]]:

@@ -31,7 +31,8 @@ SMALL = AutoFeature(slots=3, evaluations=14, tie_break=0.01, pare=None, breeding
 # do not, and a genome's AUC is as much chance as it is the genome.
 LEARNS = Host("click", dim=8, hidden=(), train=TrainConfig(
     epochs=8, batch_size=500, learning_rate=0.01, table_learning_rate=0.05, device="cpu"))
-SEARCH = AutoFeature(slots=2, evaluations=48, epochs=4, tie_break=0.02, breeding=Breeding(initial=16, rebuild=8))
+INITIAL = 16
+SEARCH = AutoFeature(slots=2, evaluations=48, epochs=4, tie_break=0.02, breeding=Breeding(initial=INITIAL, rebuild=8))
 
 
 def rows_of(log: Planted) -> SearchRows:
@@ -117,25 +118,35 @@ def test_what_hardly_costs_anything_is_pared_away():
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one search: how many of the planted pairs it kept, how many of the others it left out, and what its retraining
-    has ahead of random micro-networks of equal cost in AUC on ``test``."""
+    """Of one search.
+
+    Attributes:
+        recall: share of the planted pairs that have a micro-network.
+        left_out: share of the other pairs that have none.
+        learned: mean AUC on ``arch`` of the later genomes, less that of the first ones, which are random.
+        ahead: AUC on ``test`` of the retrained spec, less that of random micro-networks of equal cost.
+    """
 
     recall: float
     left_out: float
+    learned: float
     ahead: float
 
 
 @cache
 def outcome(method: AutoFeature, seed: int) -> Outcome:
     log = planted_pairs(seed, rows=20_000, fields=6, pairs=3)
-    spec, truth = method.search(rows_of(log), LEARNS, seed).specs["autofeature"], set(log.truth["pairs"])
+    result, truth = method.search(rows_of(log), LEARNS, seed), set(log.truth["pairs"])
+    spec = result.specs["autofeature"]
     kept, others = {i.fields for i in spec.interactions}, len(all_pairs(log.schema)) - len(truth)
+    judged = [e["auc"] for e in result.trace if "auc" in e]
 
     def auc(architecture: ArchSpec) -> float:
         model = retrain(architecture, rows_of(log), log.roles["valid"], LEARNS, seed).model
         return metrics.auc(log.roles["test"].labels[:, 0], predict(model, log.roles["test"])["click@all"])
 
     return Outcome(len(kept & truth) / len(truth), 1 - len(kept - truth) / others,
+                   float(np.mean(judged[INITIAL:]) - np.mean(judged[:INITIAL])),
                    auc(spec) - auc(random_control(spec, log.schema, seed)))
 
 
@@ -149,32 +160,41 @@ class Blind(AutoFeature):
 
 
 def assert_finds_the_pairs(method: AutoFeature, seeds: Sequence[int]) -> None:
-    """Means over the seeds. @MEASURED@"""
+    """Every planted pair, and the rest in the mean over the seeds.
+
+    Measured over five in a first run, by which the bars were set: .92, .92, .67, .75 and 1 of the other pairs left out;
+    .08, .17, .08, .33 and .25 before paring.
+    """
     outcomes = [outcome(method, seed) for seed in seeds]
-    assert np.mean([o.recall for o in outcomes]) >= 0.9
+    assert min(o.recall for o in outcomes) == 1
     assert np.mean([o.left_out for o in outcomes]) >= 0.5
+    assert np.mean([o.learned for o in outcomes]) >= 0.04
     assert np.mean([o.ahead for o in outcomes]) >= 0.03
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [[0], range(5)], ids=["one log", "five logs"])
-def test_the_planted_pairs_are_found(seeds):
-    assert_finds_the_pairs(SEARCH, seeds)
+def test_the_planted_pairs_are_found_over_five_seeds():
+    assert_finds_the_pairs(SEARCH, range(5))
 
 
 @pytest.mark.parametrize("seeds", [[0], pytest.param(range(5), marks=pytest.mark.slow)], ids=["one log", "five logs"])
 def test_a_search_that_sees_nothing_fails_the_same_test(seeds):
-    blind = Blind(**{**vars(SEARCH), "breeding": SEARCH.breeding})
     with pytest.raises(AssertionError):
-        assert_finds_the_pairs(blind, seeds)
+        assert_finds_the_pairs(Blind(SEARCH.triples, SEARCH.slots, SEARCH.evaluations, SEARCH.epochs), seeds)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [[0], range(5)], ids=["one log", "five logs"])
-def test_the_best_genome_as_it_is_fails_the_same_test(seeds):
-    """The paper's result: among genomes that have the planted pairs, the best ones hardly differ in what else they have."""
+def test_the_best_genome_as_it_is_fails_the_same_test():
+    """The paper's result: what a genome has beside the planted pairs hardly changes its AUC."""
     with pytest.raises(AssertionError):
-        assert_finds_the_pairs(replace(SEARCH, pare=None), seeds)
+        assert_finds_the_pairs(replace(SEARCH, pare=None), [0])
+
+
+@pytest.mark.slow
+def test_random_genomes_fail_the_same_test():
+    """Pared, the best of them leaves out as much; but they do not become better, and it misses a pair on one log."""
+    with pytest.raises(AssertionError):
+        assert_finds_the_pairs(replace(SEARCH, breeding=Breeding(initial=10**6)), range(5))
 
 
 def test_it_is_retrained_beside_its_control_and_in_multi_objective_models():
