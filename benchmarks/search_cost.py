@@ -4,7 +4,8 @@
 
 Plain trainings and searches take turns in one process, each over the same number of epochs from a fresh network; the
 search's own training is part of it, its retraining is not. The log is the benchmarks' display log; searches of
-interactions work on the DeepFM with gated ones. AIM trains once per order: its figure is the mean of these.
+interactions work on the DeepFM with gated ones. AIM trains once per order, and AutoFeature once per genome, here two
+random ones: their figure is the mean of these.
 """
 
 from __future__ import annotations
@@ -21,7 +22,20 @@ import torch
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import display_log
-from ctrmodels.search import AIM, AIMEDS, NIS, PEP, AutoDim, AutoEmb, AutoFIS, AutoGroup, Host, SearchMethod, SearchRows
+from ctrmodels.search import (
+    AIM,
+    AIMEDS,
+    NIS,
+    PEP,
+    AutoDim,
+    AutoEmb,
+    AutoFeature,
+    AutoFIS,
+    AutoGroup,
+    Host,
+    SearchMethod,
+    SearchRows,
+)
 from ctrmodels.training import TrainConfig
 from ctrmodels.training.trainer import Trainer, seed_everything
 
@@ -45,7 +59,15 @@ def methods(epochs: int) -> dict[str, SearchMethod]:
         "aim, pairs": AIM(epochs=epochs, order=2, dimensions=None),
         "aim, pairs and triples": AIM(epochs=epochs, order=3, dimensions=None),
         "autogroup": AutoGroup(epochs=epochs),
+        "autofeature, a genome": AutoFeature(epochs=epochs, evaluations=2, pare=None),
     }
+
+
+def trainings(method: SearchMethod) -> int:
+    """How often a search trains a network from scratch."""
+    if isinstance(method, AutoFeature):
+        return method.evaluations
+    return method.order - 1 if isinstance(method, AIM) else 1
 
 
 def plain(rows: SearchRows, host: Host, epochs: int) -> None:
@@ -102,8 +124,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             base = seconds(partial(plain, rows, host, arguments.epochs))
             for name, method in chosen.items():
-                trainings = method.order - 1 if isinstance(method, AIM) else 1
-                ratios[name].append(seconds(partial(search, method, rows, host)) / base / trainings)
+                ratios[name].append(seconds(partial(search, method, rows, host)) / base / trainings(method))
         print(json.dumps({"hidden": hidden, "batch": arguments.batch, "precision": arguments.precision,
                           "epochs": arguments.epochs, "ratios": {name: round(statistics.median(r), 2)
                                                                  for name, r in ratios.items()}}), flush=True)

@@ -756,6 +756,7 @@ class AutoFeature(Section):
         evaluations: genomes to judge, each by a training from scratch.
         epochs: passes over the rows per evaluation, or a part of one.
         tie_break: AUC that no micro-network is worth beside an operation in every slot of all of them.
+        pare: standard errors of AUC that leaving out micro-networks of the best genome may cost; ``null`` = none is.
     """
 
     triples: Annotated[int, Field(ge=0)] = 0
@@ -763,6 +764,7 @@ class AutoFeature(Section):
     evaluations: Annotated[int, Field(ge=1)] = 100
     epochs: Annotated[float, Field(gt=0)] = 1.0
     tie_break: Annotated[float, Field(ge=0)] = 0.002
+    pare: Annotated[float, Field(ge=0)] | None = 1.0
     breeding: AutoFeatureBreeding = AutoFeatureBreeding()
 
 

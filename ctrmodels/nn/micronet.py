@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from ctrmodels.archspec import MAIN, Interaction
 
 SUM, HADAMARD, CONCAT, PRODUCT = 1, 2, 3, 4
-ROWS = 256  # computed at a time: what micro-networks take in training is that of so many rows, not of the batch
+ROWS = 256  # computed at a time: what many micro-networks take in training is that of so many rows, not of the batch
+VALUES = 1 << 18  # of the vectors of few micro-networks, computed at a time: more rows, since every part has its price
 
 
 def cost_of(genes: Sequence[int], order: int, dim: int) -> tuple[int, int]:
@@ -151,8 +152,9 @@ class MicroNets(nn.Module):
     Feature Interactions and Their Architectures for Click-through Rate Prediction", CIKM 2020; how slots are wired is
     reconstructed, since there is no public code.
 
-    Rows are computed some at a time, and in training their activations once more in the backward pass instead of being
-    kept: they take the memory of ``ROWS`` rows, and the processor's cache holds more of them.
+    Of a large batch, rows are computed some at a time, and in training their activations once more in the backward pass
+    instead of being kept: they take the memory of ``ROWS`` rows, or of ``VALUES`` values of the vectors, and the
+    processor's cache holds more of them.
 
     Args:
         interactions: of any orders, all micronets.
@@ -189,7 +191,9 @@ class MicroNets(nn.Module):
             return []
         if torch.compiler.is_exporting():
             return [order(fields.transpose(0, 1)) for order in self.orders]
-        parts = [part.transpose(0, 1).contiguous() for part in fields.split(ROWS)]  # [F, b, D] each
+        if len(fields) <= (rows := max(ROWS, VALUES // self.width)):
+            return [order(fields.transpose(0, 1)) for order in self.orders]
+        parts = [part.transpose(0, 1).contiguous() for part in fields.split(rows)]  # [F, b, D] each
         return [torch.cat([self._of(order, part) for part in parts]) for order in self.orders]
 
     def _of(self, order: nn.Module, part: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ def _threads():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("only", ["pep", "autodim, shared, every", "aim_eds, field", "autoemb", "autogroup"])
+@pytest.mark.parametrize("only", ["pep", "autodim, shared, every", "aim_eds, field", "autoemb", "autogroup",
+                                  "autofeature"])
 def test_a_method_is_timed_against_plain_training(only, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["search_cost", "--rows", "6000", "--epochs", "1", "--rounds", "1",
                                       "--batch", "500", "--hidden", "8", "--precision", "fp32", "--only", only])

@@ -140,6 +140,26 @@ def test_autogroup_is_a_stage(workspace, monkeypatch):
     assert 0 < json.loads((folder / "metrics.json").read_text())["autogroup.jaccard.groups_of_order_2"] <= 1
 
 
+def test_autofeature_is_a_stage(workspace, monkeypatch):
+    """Its micro-networks are listed by their genes, with what the judged genomes say of each, beside equal cost."""
+    monkeypatch.setenv("CTRMODELS_WORKERS", "1")
+    raw = raw_params()
+    raw["search_interaction"] |= {"methods": ["all_pairs", "autofeature"],
+                                  "autofeature": {"slots": 2, "evaluations": 5, "epochs": 0.5, "pare": None,
+                                                  "breeding": {"initial": 3, "rebuild": 2}}}
+    folder = run(workspace, "search_interaction", search_interaction, "autofeature", raw)
+    manifest.verify(folder)
+    found, random = json.loads((folder / "candidates.json").read_text())
+    assert (found["kind"], random["kind"]) == ("searched", "random")
+    assert found["costs"] == random["costs"] and found["steps"] == pytest.approx(5 * (4 + 300 / 256 / 3))
+    networks = ArchSpec.load(folder / "specs/autofeature").interactions
+    table = Figure.load(folder / "figures/kept_autofeature.json")
+    assert len(table.values) == len(networks) > 0
+    assert {line[2].split()[0] for line in table.values} == {"micronet"}
+    figures = {p.stem for p in (folder / "figures").glob("*.json")}
+    assert figures == {"training_curves", "stability", "kept_autofeature", "strongest_autofeature", "gates_autofeature"}
+
+
 def test_quality_stands_against_flops_and_the_number_of_interactions_with_the_controls(workspace):
     shown = {cost: Figure.load(workspace / f"outputs/select_interaction/figures/quality_against_{cost}.json")
              for cost in ("cost", "interactions")}

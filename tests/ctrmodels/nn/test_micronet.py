@@ -76,6 +76,7 @@ def test_groups_compute_what_every_network_computes_by_itself() -> None:
 
 def test_any_number_of_rows_at_a_time_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
+    monkeypatch.setattr(micronet, "VALUES", 0)
     for rows in (1000, 3):
         monkeypatch.setattr(micronet, "ROWS", rows)
         module = MicroNets(networks(), DIM)
@@ -86,8 +87,9 @@ def test_any_number_of_rows_at_a_time_gives_the_same(monkeypatch: pytest.MonkeyP
     assert torch.allclose(*found)
 
 
-def test_training_keeps_the_inputs_alone_for_the_backward_pass() -> None:
+def test_training_keeps_the_inputs_alone_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept between the passes does not grow with slots and micro-networks beyond their vectors."""
+    monkeypatch.setattr(micronet, "VALUES", 0)
     kept: list[int] = []
 
     def size(t: Tensor) -> Tensor:
