@@ -13,7 +13,7 @@ from tasks.config import Params
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "params.md"
 HEAD = """# Every key of params.yaml
 
-Written by `python -m tasks.docs` from the models in `tasks/config.py`, which refuse any other key.
+Written by `python -m tasks.docs` from the models in `tasks/config`, which refuse any other key.
 [Your own log](your-own-log.md) explains `data` by example. A key without a default must be given.
 """
 
