@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -162,10 +162,7 @@ class Schema:
         Raises:
             KeyError: no id field has that name.
         """
-        for i, f in enumerate(self.id_fields):
-            if f.name == name:
-                return i
-        raise KeyError(name)
+        return _place(self.id_fields, name)
 
     def numeric_index(self, name: str) -> int:
         """Column of field ``name`` in ``numeric``.
@@ -173,10 +170,7 @@ class Schema:
         Raises:
             KeyError: no numeric field has that name.
         """
-        for i, f in enumerate(self.numeric_fields):
-            if f.name == name:
-                return i
-        raise KeyError(name)
+        return _place(self.numeric_fields, name)
 
     def objective_index(self, name: str) -> int:
         """Column of objective ``name`` in ``labels``.
@@ -184,10 +178,7 @@ class Schema:
         Raises:
             KeyError: no objective has that name.
         """
-        for i, o in enumerate(self.objectives):
-            if o.name == name:
-                return i
-        raise KeyError(name)
+        return _place(self.objectives, name)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -213,3 +204,10 @@ class Schema:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(path, "schema", type(error).__name__, "not a readable schema",
                              "run the stage `encode` again") from error
+
+
+def _place(among: Sequence[Field | Objective], name: str) -> int:
+    for i, one in enumerate(among):
+        if one.name == name:
+            return i
+    raise KeyError(name)

@@ -55,7 +55,7 @@ class ModelConfig:
     options: Any = None
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Module, ABC):
     """Base of all trunks.
 
     Attributes:
@@ -67,14 +67,9 @@ class Trunk(nn.Module):
         super().__init__()
         self.width, self.n_objectives = width, n_objectives
 
-    def forward(self, flat: Tensor) -> list[Tensor]:
-        """``flat`` [B, W] → K representations [B, H], in the order of the objectives."""
-        raise NotImplementedError(f"{type(self).__name__} reads more than `flat`: use represent")
-
+    @abstractmethod
     def represent(self, encoded: Encoded) -> list[Tensor]:
-        """K representations [B, H]; a trunk that reads more than ``flat``, such as a sequence's steps, has this in
-        place of :meth:`forward`."""
-        return cast(list[Tensor], self(encoded.flat))
+        """K representations [B, H], in the order of the objectives."""
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that the losses of several objectives reach; what gradient balancing looks at."""
@@ -93,7 +88,19 @@ class Trunk(nn.Module):
         return 0
 
 
-class SplitTrunk(Trunk, ABC):
+class FlatTrunk(Trunk):
+    """A trunk that reads nothing but ``flat``."""
+
+    @abstractmethod
+    def forward(self, flat: Tensor) -> list[Tensor]:
+        """``flat`` [B, W] → K representations [B, H], in the order of the objectives."""
+
+    def represent(self, encoded: Encoded) -> list[Tensor]:
+        """See :class:`Trunk`."""
+        return cast(list[Tensor], self(encoded.flat))
+
+
+class SplitTrunk(Trunk):
     """A trunk of which the part that does not depend on the item is computed by itself, once per request.
 
     U is the width of a user's representation, which no field with ``side: item`` has a part in.

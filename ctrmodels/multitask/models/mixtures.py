@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrmodels.multitask import chains
-from ctrmodels.multitask.parts import Parts, Site, Trunk
+from ctrmodels.multitask.parts import FlatTrunk, Parts, Site
 from ctrmodels.nn.dropout import Dropout
 from ctrmodels.nn.towers import linear_relu
 
@@ -27,7 +27,7 @@ class MixtureOptions:
     experts: int = 4
 
 
-class MMoE(Trunk):
+class MMoE(FlatTrunk):
     """Multi-gate mixture of experts (KDD 2018).
 
     ``f_k(x) = sum_e g_k(x)_e f_e(x)`` with ``g_k(x) = softmax(W_k x)`` (eqs. 6-8): E experts shared by all
@@ -69,7 +69,7 @@ class MMoE(Trunk):
         return self.experts.flops() + 2 * self.gate.numel() + mixing
 
 
-class OMoE(Trunk):
+class OMoE(FlatTrunk):
     """One-gate mixture of experts: ``f(x) = sum_e g(x)_e f_e(x)`` for all objectives alike.
 
     The baseline of "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", KDD 2018,

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from ctrmodels.multitask.parts import Trunk
+from ctrmodels.multitask.parts import FlatTrunk, Trunk
 from ctrmodels.nn.towers import MLP
 
 
-class OwnLayers(Trunk):
+class OwnLayers(FlatTrunk):
     """An MLP for every objective on what a trunk below gives it, for a transfer between towers rather than below them.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctrmodels.multitask import chains
 from ctrmodels.multitask.models.mixtures import Experts, uniform
-from ctrmodels.multitask.parts import Parts, Site, Trunk
+from ctrmodels.multitask.parts import FlatTrunk, Parts, Site
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PLEOptions:
     levels: tuple[int, ...] = (64, 64)
 
 
-class PLE(Trunk):
+class PLE(FlatTrunk):
     """Progressive layered extraction: experts of every objective beside shared ones, level by level.
 
     ``g_k(x) = w_k(x) S_k(x)`` with ``w_k = softmax(W_k x)``, where S_k are the outputs of the experts of objective k

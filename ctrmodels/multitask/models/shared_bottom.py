@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from ctrmodels.multitask import chains
-from ctrmodels.multitask.parts import Parts, Site, Trunk
+from ctrmodels.multitask.parts import FlatTrunk, Parts, Site
 from ctrmodels.nn.towers import MLP
 
 
-class SharedBottom(Trunk):
+class SharedBottom(FlatTrunk):
     """One MLP for all objectives: ``y_k = h_k(f(x))`` (eq. 1 of MMoE, KDD 2018)."""
 
     def __init__(self, width_in: int, n_objectives: int, hidden: Sequence[int], dropout: float = 0.0) -> None:

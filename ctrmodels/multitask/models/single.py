@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ctrmodels.multitask import chains
-from ctrmodels.multitask.parts import Parts, Site, Trunk
+from ctrmodels.multitask.parts import FlatTrunk, Parts, Site
 
 
-class Split(Trunk):
+class Split(FlatTrunk):
     """What the objectives' own encoders laid side by side, taken apart again."""
 
     def __init__(self, width_in: int, n_objectives: int) -> None:

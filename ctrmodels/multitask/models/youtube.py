@@ -15,7 +15,7 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask import chains
 from ctrmodels.multitask.models.mixtures import MMoE
-from ctrmodels.multitask.parts import Parts, Side, Site, Trunk
+from ctrmodels.multitask.parts import FlatTrunk, Parts, Side, Site
 from ctrmodels.nn.towers import MLP, full_precision
 
 CURVE = "position_bias.csv"
@@ -50,7 +50,7 @@ class YouTubeOptions:
     position_dropout: float = 0.1
 
 
-class SharedThenMMoE(Trunk):
+class SharedThenMMoE(FlatTrunk):
     """:class:`MMoE` on top of shared layers, so that the gates read few inputs (RecSys 2019, section 4.3).
 
     Args:
