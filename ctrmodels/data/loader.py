@@ -73,7 +73,7 @@ class Loader:
                 if i + 1 < len(windows):
                     coming = reader.submit(self._load, windows[i + 1][1], i + 1)
                 rng = np.random.default_rng([self.seed, SHUFFLE, epoch, number])
-                order = torch.from_numpy(rng.permutation(np.arange(len(rows), dtype=np.int32))).to(rows.ids.device)
+                order = torch.from_numpy(rng.permutation(len(rows)).astype(np.int32)).to(rows.ids.device)
                 for index in list(order.split(self.batch_size))[skip:]:
                     if len(index) >= self._least:
                         yield rows.select(index[self.rank::self.ranks])

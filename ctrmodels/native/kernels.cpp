@@ -13,7 +13,7 @@
 #include "relaxations.h"
 
 TORCH_LIBRARY(ctrmodels, m) {
-  m.def("group(Tensor index) -> (Tensor rows, Tensor order, Tensor begins)");
+  m.def("group(Tensor index, int fields) -> (Tensor rows, Tensor order, Tensor begins)");
   m.def("places(Tensor order, Tensor begins) -> Tensor");
   m.def("rising(Tensor rows) -> bool");
   m.def("gather(Tensor table, Tensor index) -> Tensor");

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -17,68 +18,137 @@
 
 namespace {
 
-// index int32 [n], none negative -> rows int64 [U], rising; order int32 [n], the look-ups with those of one row side
-// by side, in their order; begins int32 [U], where each row's begin. A stable radix sort of the row numbers, for
-// which every thread counts and then places the entries of its own part.
-std::tuple<Tensor, Tensor, Tensor> group(const Tensor& index) {
-  check(index, at::kInt, 1, "index");
+// What group() sorts: a row number above, the look-up's place below.
+using Entry = uint64_t;
+Entry entry(int32_t row, int64_t place) { return static_cast<Entry>(row) << 32 | static_cast<Entry>(place); }
+int32_t row_in(Entry e) { return static_cast<int32_t>(e >> 32); }
+
+// work(p, begin, end) for as many parts of n as there are threads that are worth starting.
+template <typename Work>
+void each_part(int64_t n, const Work& work) {
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), n / kGrain));
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) work(p, n * p / parts, n * (p + 1) / parts);
+  });
+}
+
+// Sorts all entries at once, stably, by row numbers up to most: a radix sort for which every thread counts and then
+// places the entries of its own part.
+void sort_whole(std::unique_ptr<Entry[]>& front, int64_t n, int32_t most) {
   constexpr int kBits = 10, kBuckets = 1 << kBits;
   using Counts = std::array<int32_t, kBuckets>;
-  const int64_t n = index.numel();
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), n / kGrain));
-  const auto part = [&](int64_t p) { return n * p / parts; };
-  const int32_t* keys = index.const_data_ptr<int32_t>();
-  std::unique_ptr<uint64_t[]> front(new uint64_t[n]), back(new uint64_t[n]);  // not filled, unlike a vector
-  std::vector<uint32_t> largest(parts);
-  const auto each_part = [&](const auto& work) {
-    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) work(p, part(p), part(p + 1));
-    });
-  };
-  each_part([&](int64_t p, int64_t begin, int64_t end) {
-    uint32_t most = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      const uint32_t key = static_cast<uint32_t>(keys[i]);
-      most = std::max(most, key);
-      front[i] = static_cast<uint64_t>(key) << 32 | static_cast<uint64_t>(i);
-    }
-    largest[p] = most;
-  });
-  const uint32_t most = *std::max_element(largest.begin(), largest.end());
-  TORCH_CHECK(most <= INT32_MAX, "index has a negative row number");
-  std::vector<Counts> places(parts);
+  std::unique_ptr<Entry[]> back(new Entry[n]);
+  std::vector<Counts> places(at::get_num_threads());
   for (int shift = 0; shift < 31 && (most >> shift) != 0; shift += kBits) {
-    const auto bucket = [shift](uint64_t entry) { return (entry >> (32 + shift)) & (kBuckets - 1); };
-    each_part([&](int64_t p, int64_t begin, int64_t end) {
-      places[p].fill(0);
+    const auto bucket = [shift](Entry e) { return (e >> (32 + shift)) & (kBuckets - 1); };
+    for (Counts& counts : places) counts.fill(0);
+    each_part(n, [&](int64_t p, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) ++places[p][bucket(front[i])];
     });
     int32_t next = 0;
     for (int k = 0; k < kBuckets; ++k)
       for (Counts& counts : places) next += std::exchange(counts[k], next);
-    each_part([&](int64_t p, int64_t begin, int64_t end) {
+    each_part(n, [&](int64_t p, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) back[places[p][bucket(front[i])]++] = front[i];
     });
     front.swap(back);
   }
-  const auto opens = [&](int64_t i) { return i == 0 || front[i] >> 32 != front[i - 1] >> 32; };
-  std::vector<int64_t> first(parts + 1);
-  each_part([&](int64_t p, int64_t begin, int64_t end) {
+}
+
+// The entries of one field's look-ups, rows [b] of which the least and the most are given, sorted into entries: few
+// passes, inside the processor's cache. place(i) is where look-up i of the field lies in the batch; room has b entries.
+template <typename Place>
+void sort_field(const int32_t* rows, int64_t b, int32_t least, int32_t most, const Place& place, Entry* entries,
+                Entry* room) {
+  constexpr int kBits = 9, kBuckets = 1 << kBits;
+  const int passes = std::max<int>(1, (std::bit_width(static_cast<uint32_t>(most - least)) + kBits - 1) / kBits);
+  std::array<int32_t, kBuckets> places;
+  const Entry* from = nullptr;
+  for (int pass = 0; pass < passes; ++pass) {
+    const auto bucket = [=](int32_t row) { return ((row - least) >> (pass * kBits)) & (kBuckets - 1); };
+    places.fill(0);
+    for (int64_t i = 0; i < b; ++i) ++places[bucket(rows[i])];  // in any order
+    int32_t next = 0;
+    for (int32_t& p : places) next += std::exchange(p, next);
+    Entry* to = (passes - pass) % 2 ? entries : room;  // the last pass goes to entries
+    if (pass == 0)
+      for (int64_t i = 0; i < b; ++i) to[places[bucket(rows[i])]++] = entry(rows[i], place(i));
+    else
+      for (int64_t i = 0; i < b; ++i) to[places[bucket(row_in(from[i]))]++] = from[i];
+    from = to;
+  }
+}
+
+// keys int32 [B, F] -> [F, B].
+void turn(const int32_t* keys, int64_t b, int64_t f, int32_t* turned) {
+  constexpr int64_t kTogether = 16;  // rows, which fill a line of the cache for every field
+  at::parallel_for(0, b, grain(f), [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += kTogether)
+      for (int64_t c = 0; c < f; ++c)
+        for (int64_t i = first; i < std::min(end, first + kTogether); ++i) turned[c * b + i] = keys[i * f + c];
+  });
+}
+
+// index int32 [n], none negative -> rows int64 [U], rising; order int32 [n], the look-ups with those of one row side
+// by side, in their order; begins int32 [U], where each row's begin. fields: how many look-ups in turn make a row of
+// the batch; where each field's table rows lie behind the last one's, they are sorted field by field.
+std::tuple<Tensor, Tensor, Tensor> group(const Tensor& index, int64_t fields) {
+  check(index, at::kInt, 1, "index");
+  const int64_t n = index.numel();
+  TORCH_CHECK(fields > 0 && n % fields == 0, n, " look-ups are not rows of ", fields);
+  const int64_t b = n / fields;
+  const int32_t* keys = index.const_data_ptr<int32_t>();
+  std::unique_ptr<int32_t[]> turned(new int32_t[fields > 1 ? n : 0]);
+  if (fields > 1) turn(keys, b, fields, turned.get());
+  const int32_t* by_field = fields > 1 ? turned.get() : keys;
+  const int64_t pieces = fields > 1 ? fields : 16;  // without fields any that threads can share
+  std::vector<int32_t> least(pieces), most(pieces);
+  at::parallel_for(0, pieces, grain(n / pieces), [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      int32_t low = INT32_MAX, high = 0;
+      for (int64_t i = n * c / pieces; i < n * (c + 1) / pieces; ++i) {
+        low = std::min(low, by_field[i]);
+        high = std::max(high, by_field[i]);
+      }
+      least[c] = low;
+      most[c] = high;
+    }
+  });
+  TORCH_CHECK(*std::min_element(least.begin(), least.end()) >= 0, "index has a negative row number");
+  bool apart = fields > 1;
+  for (int64_t c = 1; c < fields; ++c) apart &= most[c - 1] < least[c];
+  std::unique_ptr<Entry[]> entries(new Entry[n]);  // not filled, unlike a vector
+  if (apart) {
+    at::parallel_for(0, fields, grain(b), [&](int64_t begin, int64_t end) {
+      std::unique_ptr<Entry[]> room(new Entry[b]);
+      for (int64_t c = begin; c < end; ++c)
+        sort_field(by_field + c * b, b, least[c], most[c], [=](int64_t i) { return i * fields + c; },
+                   entries.get() + c * b, room.get());
+    });
+  } else {
+    each_part(n, [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) entries[i] = entry(keys[i], i);
+    });
+    sort_whole(entries, n, *std::max_element(most.begin(), most.end()));
+  }
+  const auto opens = [&](int64_t i) { return i == 0 || row_in(entries[i]) != row_in(entries[i - 1]); };
+  std::vector<int64_t> first(at::get_num_threads() + 1);
+  each_part(n, [&](int64_t p, int64_t begin, int64_t end) {
     int64_t count = 0;
     for (int64_t i = begin; i < end; ++i) count += opens(i);
     first[p + 1] = count;
   });
   std::partial_sum(first.begin(), first.end(), first.begin());
-  Tensor order = at::empty({n}, index.options()), begins = at::empty({first[parts]}, index.options());
-  Tensor rows = at::empty({first[parts]}, index.options().dtype(at::kLong));
+  Tensor order = at::empty({n}, index.options()), begins = at::empty({first.back()}, index.options());
+  Tensor rows = at::empty({first.back()}, index.options().dtype(at::kLong));
   int32_t *out = order.mutable_data_ptr<int32_t>(), *starts = begins.mutable_data_ptr<int32_t>();
   int64_t* row = rows.mutable_data_ptr<int64_t>();
-  each_part([&](int64_t p, int64_t begin, int64_t end) {
+  each_part(n, [&](int64_t p, int64_t begin, int64_t end) {
     int64_t k = first[p];
     for (int64_t i = begin; i < end; ++i) {
-      out[i] = static_cast<int32_t>(front[i]);
+      out[i] = static_cast<int32_t>(entries[i]);
       if (opens(i)) {
-        row[k] = static_cast<int64_t>(front[i] >> 32);
+        row[k] = row_in(entries[i]);
         starts[k++] = static_cast<int32_t>(i);
       }
     }

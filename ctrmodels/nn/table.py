@@ -70,7 +70,10 @@ class Lookup:
     def segments(self) -> Segments:
         """The look-ups grouped by row."""
         compiled = kernels(self.index)
-        rows, order, begins = compiled.group(self.index) if compiled else _grouped(self.index)
+        if compiled:
+            rows, order, begins = compiled.group(self.index, self.shape[1] if self.begins is None else 1)
+        else:
+            rows, order, begins = _grouped(self.index)
         bags = order if self.begins is None else torch.repeat_interleave(self.lengths).int().index_select(0, order)
         return Segments(rows, order, bags, begins)
 

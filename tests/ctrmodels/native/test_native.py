@@ -76,8 +76,27 @@ def test_look_ups_are_grouped_by_row_in_their_order(operations, monkeypatch, row
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 9_000])
+def test_look_ups_of_fields_are_grouped_alike_whether_their_rows_are_apart_or_not(operations, monkeypatch, rows: int,
+                                                                                 apart: bool) -> None:
+    """Rows of 1, 2, 512, 513 and 200,000 kinds: one to three passes of the sort, and a field with a single row."""
+    sizes = [1, 2, 512, 513, 200_000]
+    drawn = torch.stack([zipf(rows, size, seed) for seed, size in enumerate(sizes)], 1)
+    drawn[-1] = torch.tensor(sizes, dtype=torch.int32) - 1
+    starts = torch.tensor([0, *np.cumsum(sizes)[:-1]], dtype=torch.int32) if apart else torch.zeros(5, dtype=torch.int32)
+    index = (drawn + starts).flatten()
+
+    def grouped() -> list[Tensor]:
+        found = Lookup(index, None, (rows, 5)).segments
+        return [found.rows, found.order, found.begins]
+
+    for ours, theirs in zip(*both(monkeypatch, grouped), strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
 def test_a_batch_without_look_ups_has_no_rows(operations) -> None:
-    assert [len(t) for t in operations.group(torch.zeros(0, dtype=torch.int32))] == [0, 0, 0]
+    assert [len(t) for t in operations.group(torch.zeros(0, dtype=torch.int32), 3)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("width", [1, 3, WIDTH])
@@ -105,7 +124,11 @@ def test_a_row_that_is_not_there_is_refused(operations) -> None:
         with pytest.raises(IndexError, match="row 5 of a table of 5"):
             call()
     with pytest.raises(RuntimeError, match="negative"):
-        operations.group(torch.tensor([3, -1], dtype=torch.int32))
+        operations.group(torch.tensor([3, -1], dtype=torch.int32), 1)
+    with pytest.raises(RuntimeError, match="negative"):
+        operations.group(torch.tensor([0, -1, 5, 6], dtype=torch.int32), 2)
+    with pytest.raises(RuntimeError, match="3 look-ups are not rows of 2"):
+        operations.group(torch.tensor([0, 1, 2], dtype=torch.int32), 2)
 
 
 def test_a_tensor_of_another_type_is_refused(operations) -> None:
@@ -319,9 +342,10 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
         try:
             table, lookup = torch.arange(4096 * 16.0).view(-1, 16).sin(), batch.ids.flatten() % 4096
             gradient = table.cos().repeat(len(lookup) // 4096 + 1, 1)[:len(lookup)].contiguous()
-            rows, order, begins = operations.group(lookup)
+            rows, order, begins = operations.group(lookup, 1)
             hidden = gradient[:4096].bfloat16()
             f = batch.ids.shape[1]
+            by_field = (batch.ids + torch.arange(f, dtype=torch.int32) * (batch.ids.max() + 1)).flatten()
             numeric = table[:, :3].contiguous()
             vectors, slots = gradient[:4096 * f].view(4096, f, 16), torch.combinations(torch.arange(f)).T.contiguous()
             products = torch.empty(4096, slots.shape[1])
@@ -329,7 +353,8 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             weights = table[:slots.shape[1]].contiguous()
             fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True)
             return [products, *operations.products_backward(products, 0, vectors, weights, slots),
-                    rows, order, begins, operations.gather(table, lookup), fields, flat, sums, total,
+                    rows, order, begins, *operations.group(by_field, f),
+                    operations.gather(table, lookup), fields, flat, sums, total,
                     operations.gather_flat_backward(flat, fields, sums, fields, total, order, begins),
                     operations.field_sums_backward(gradient[:4096].contiguous(), order, begins, f),
                     operations.relu_backward(hidden, hidden.flip(0).contiguous(), torch.empty_like(hidden)),
