@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export AIRFLOW__API__PORT ?= $(PORT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run ui stage test test-slow lint bench setup setup-test
+.PHONY: help run ui stage test test-slow test-gpu lint bench setup setup-test
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{name = $$1; $$1 = ""; printf "make %-12s%s\n", name, $$0}'
@@ -24,6 +24,9 @@ test: setup-test  ## the default tests
 
 test-slow: setup-test  ## the calibrated and long tests
 	@python -m pytest -m slow
+
+test-gpu: setup-test  ## training on a GPU, beside the same on the CPU
+	@CUDA_VISIBLE_DEVICES=0 python -m pytest tests/ctrmodels/training/test_cuda.py
 
 lint: setup-test  ## ruff and mypy
 	@ruff check . && mypy
