@@ -33,6 +33,9 @@ TORCH_LIBRARY(ctrmodels, m) {
       "row_norm_backward(Tensor gradient, Tensor x, Tensor begins, int n, Tensor cuts, Tensor scale, Tensor mean, "
       "Tensor variance, Tensor looked_up, float eps) -> (Tensor of_x, Tensor of_scale)");
   m.def("soften(Tensor table, Tensor thresholds, Tensor rows) -> (Tensor result, Tensor level)");
+  m.def(
+      "soften_late(Tensor table, Tensor(a!) thresholds, Tensor(b!) first, Tensor(c!) second, Tensor(d!) last, Tensor rows, "
+      "float rate, float beta1, float beta2, float eps, float decay, int step) -> (Tensor result, Tensor level)");
   m.def("squash(Tensor candidates, Tensor weights) -> (Tensor mixed, Tensor squashed)");
   m.def("squash_backward(Tensor gradient, Tensor squashed, Tensor weights) -> (Tensor of_candidates, Tensor of_weights)");
   m.def("soften_backward(Tensor gradient, Tensor output, Tensor level) -> (Tensor of_rows, Tensor of_level)");
@@ -72,6 +75,7 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("row_norm", row_norm);
   m.impl("row_norm_backward", row_norm_backward);
   m.impl("soften", soften);
+  m.impl("soften_late", soften_late);
   m.impl("soften_backward", soften_backward);
   m.impl("squash", squash);
   m.impl("squash_backward", squash_backward);

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "common.h"
+#include "optimisers.h"
 
 namespace {
 
@@ -47,9 +48,10 @@ void push_back(const float* __restrict__ g, const float* __restrict__ y, const f
   }
 }
 
-// Soft thresholds: rows int64 [U] of table [V, D] drawn towards zero by level = sigmoid(thresholds), and not beyond it.
-// thresholds are [V, D] or [V, 1], looked up by row. -> the rows [U, D], and their level.
-std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds, const Tensor& rows) {
+// The rows of soften(), where prepare brings the thresholds of a row to where they are read.
+template <typename Prepare>
+std::tuple<Tensor, Tensor> drawn_in(const Tensor& table, const Tensor& thresholds, const Tensor& rows,
+                                    const Prepare& prepare) {
   check(table, at::kFloat, 2, "table");
   check(thresholds, at::kFloat, 2, "thresholds");
   check(rows, at::kLong, 1, "rows");
@@ -61,16 +63,50 @@ std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds,
   float *to = result.mutable_data_ptr<float>(), *levels = level.mutable_data_ptr<float>();
   const auto draw = w == 1 ? draw_in<0, true> : d == 16 ? draw_in<16, false> : draw_in<0, false>;
   at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
+    Prepare mine = prepare;
     for (int64_t k = begin; k < end; ++k) {
       if (k + kAheadRows < end) {
         __builtin_prefetch(from + row[k + kAheadRows] * d);
-        __builtin_prefetch(by + row[k + kAheadRows] * w);
+        mine.fetch(row[k + kAheadRows]);
       }
       const int64_t r = row_at(row, k, height);
+      mine(r);
       draw(from + r * d, by + r * w, levels + k * w, to + k * d, d);
     }
   });
   return {result, level};
+}
+
+// Soft thresholds: rows int64 [U] of table [V, D] drawn towards zero by level = sigmoid(thresholds), and not beyond it.
+// thresholds are [V, D] or [V, 1], looked up by row. -> the rows [U, D], and their level.
+std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds, const Tensor& rows) {
+  struct Read {
+    const float* by;
+    int64_t width;
+    void fetch(int64_t r) const { __builtin_prefetch(by + r * width); }
+    void operator()(int64_t) const {}
+  };
+  check(thresholds, at::kFloat, 2, "thresholds");
+  return drawn_in(table, thresholds, rows, Read{thresholds.const_data_ptr<float>(), thresholds.size(1)});
+}
+
+// The same by thresholds that coupled_adam() moves: those of the rows first make up the steps that they missed.
+std::tuple<Tensor, Tensor> soften_late(const Tensor& table, const Tensor& thresholds, const Tensor& first,
+                                       const Tensor& second, const Tensor& last, const Tensor& rows, double rate,
+                                       double beta1, double beta2, double eps, double decay, int64_t step) {
+  const CoupledAdam adam(thresholds, first, second, last, rate, beta1, beta2, eps, decay);
+  std::tuple<Tensor, Tensor> found;
+  adam.by_width([&](auto kWidth) {
+    struct CatchUp {
+      const CoupledAdam& adam;
+      int64_t step;
+      CoupledAdam::Fresh fresh;
+      void fetch(int64_t r) const { adam.fetch(r); }
+      void operator()(int64_t r) { adam.catch_up<decltype(kWidth)::value>(r, step, fresh); }
+    };
+    found = drawn_in(table, thresholds, rows, CatchUp{adam, step, {}});
+  });
+  return found;
 }
 
 // Its gradients, [U, D] each, where level = sigmoid(s): of the rows, and of s by value.

@@ -76,7 +76,7 @@ def look_up(table: Table, lookup: Lookup, numeric: Tensor, pairs: bool = False) 
         return lay_out(table(lookup), numeric, pairs)
     width = flat_width(lookup.shape[1], table.weight.shape[1], numeric.shape[1])
     return LaidOut(*_LookUp.apply(
-        table.weight, lookup, table.mask, numeric.contiguous(), width, pairs, dtype == torch.bfloat16, False))
+        table.weight, lookup.index, lookup, table.mask, numeric.contiguous(), width, pairs, dtype == torch.bfloat16, False))
 
 
 def look_up_rows(rows: Tensor, lookup: Lookup, numeric: Tensor, pairs: bool = False) -> LaidOut:
@@ -85,7 +85,7 @@ def look_up_rows(rows: Tensor, lookup: Lookup, numeric: Tensor, pairs: bool = Fa
         return lay_out(lookup.means_of(rows), numeric, pairs)
     width = flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1])
     return LaidOut(*_LookUp.apply(
-        rows.contiguous(), lookup.compact, None, numeric.contiguous(), width, pairs, dtype == torch.bfloat16, True))
+        rows.contiguous(), lookup.places, lookup, None, numeric.contiguous(), width, pairs, dtype == torch.bfloat16, True))
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -127,13 +127,13 @@ class _LayOut(torch.autograd.Function):
 class _LookUp(torch.autograd.Function):
     """A table's rows in all forms; the gradient by rows comes from those of all forms in one pass.
 
-    It is sparse unless the look-ups reach every row of the table.
+    ``index`` is where ``lookup`` finds its rows in the table. The gradient is sparse unless they are all there is.
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, lookup: Lookup, mask: Tensor | None, numeric: Tensor, width: int,
+    def forward(ctx: Any, table: Tensor, index: Tensor, lookup: Lookup, mask: Tensor | None, numeric: Tensor, width: int,
                 pairs: bool, bf16: bool, every_row: bool) -> tuple[Tensor, Tensor, Tensor]:
-        fields, flat, pair_sum, total = compiled().gather_flat(table, lookup.index, numeric, width, pairs, bf16)
+        fields, flat, pair_sum, total = compiled().gather_flat(table, index, numeric, width, pairs, bf16)
         # In float32 the fields lie in flat; to autograd they are a tensor of their own, since nothing writes to either.
         fields = fields.new_empty(0).set_(
             fields.untyped_storage(), fields.storage_offset(), fields.shape, fields.stride())
@@ -149,4 +149,4 @@ class _LookUp(torch.autograd.Function):
         segments = ctx.lookup.segments
         values = compiled().gather_flat_backward(
             flat, fields, pair_sum, saved, total, segments.order, segments.begins)
-        return values if ctx.every_row else by_rows(segments, values, ctx.size, ctx.mask), *[None] * 7
+        return values if ctx.every_row else by_rows(segments, values, ctx.size, ctx.mask), *[None] * 8

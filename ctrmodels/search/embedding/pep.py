@@ -98,7 +98,7 @@ class PEP:
         selection = self.thresholds_optimiser(embedding.parameter, embedding.by_row, trainer.planned)
         trainer.optimisers.add_architecture(selection)
         if isinstance(selection, CoupledAdam):
-            embedding.before_reading = selection.catch_up
+            embedding.optimiser = selection
         every = max(1, train.steps(0) // self.checks)
         progress = Progress(self, seed, trainer, checkpoint)
         found, share = progress.found, 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -13,26 +12,34 @@ from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.embedding import INIT_SD
 from ctrmodels.nn.rows import RowEmbedding, Touched
 from ctrmodels.nn.table import Segments, Table, by_rows
+from ctrmodels.search.optimiser import CoupledAdam, Late
 
 Granularity = Literal["global", "dimension", "field", "field_dimension", "value", "value_dimension"]
 
 
 class _SoftRows(torch.autograd.Function):
-    """:func:`soft_threshold` of touched rows with thresholds of their own, in one pass over both tables."""
+    """:func:`soft_threshold` of touched rows with thresholds of their own, in one pass over both tables.
+
+    Thresholds that are ``late`` are brought to the present on the way.
+    """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, thresholds: Tensor, segments: Segments) -> Tensor:
-        out, level = compiled().soften(table, thresholds, segments.rows)
+    def forward(ctx: Any, table: Tensor, thresholds: Tensor, segments: Segments, late: Late | None) -> Tensor:
+        if late is None:
+            out, level = compiled().soften(table, thresholds, segments.rows)
+        else:
+            out, level = compiled().soften_late(table, thresholds, *late.state, segments.rows, *late.settings)
         ctx.segments, ctx.sizes = segments, (table.shape, thresholds.shape)
         ctx.save_for_backward(out, level)
         return cast(Tensor, out)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         of_value, of_threshold = compiled().soften_backward(gradients[0].contiguous(), *ctx.saved_tensors)
         if ctx.sizes[1][1] == 1:
             of_threshold = of_threshold.sum(1, keepdim=True)
-        return (by_rows(ctx.segments, of_value, ctx.sizes[0]), by_rows(ctx.segments, of_threshold, ctx.sizes[1]), None)
+        table, thresholds = ctx.sizes
+        return by_rows(ctx.segments, of_value, table), by_rows(ctx.segments, of_threshold, thresholds), None, None
 
 
 def soft_threshold(values: Tensor, thresholds: Tensor) -> Tensor:
@@ -54,7 +61,7 @@ class SoftThresholdEmbedding(RowEmbedding):
             ``value`` (an id's row), or per ``value_dimension``.
 
     Attributes:
-        before_reading: called with the rows of a batch before their own thresholds are read, which may be behind.
+        optimiser: of thresholds of their own, if it leaves those behind that no batch touches: they catch up when read.
     """
 
     def __init__(self, schema: Schema, dim: int, threshold_init: float,
@@ -62,7 +69,7 @@ class SoftThresholdEmbedding(RowEmbedding):
         super().__init__(schema, dim)
         self.table = Table(schema.total_vocab, dim, INIT_SD)
         self.granularity = granularity
-        self.before_reading: Callable[[Tensor], None] | None = None
+        self.optimiser: CoupledAdam | None = None
         width = dim if granularity.endswith("dimension") else 1
         if granularity.startswith("value"):
             self.thresholds: nn.Parameter | Table = Table(schema.total_vocab, width)
@@ -84,10 +91,12 @@ class SoftThresholdEmbedding(RowEmbedding):
     def rows(self, touched: Touched) -> Tensor:
         """[U, D]."""
         if isinstance(self.thresholds, Table):
-            if self.before_reading is not None:
-                self.before_reading(touched.rows)
             if kernels(self.thresholds.weight):
-                return cast(Tensor, _SoftRows.apply(self.table.weight, self.thresholds.weight, touched.segments))
+                late = None if self.optimiser is None else self.optimiser.late(self.thresholds.weight)
+                return cast(Tensor, _SoftRows.apply(
+                    self.table.weight, self.thresholds.weight, touched.segments, late))
+            if self.optimiser is not None:
+                self.optimiser.catch_up(touched.rows)
             return soft_threshold(touched.of(self.table), touched.of(self.thresholds))
         thresholds = touched.by_space(self.thresholds) if len(self.thresholds) > 1 else self.thresholds
         return soft_threshold(touched.of(self.table), thresholds)
@@ -100,4 +109,4 @@ class SoftThresholdEmbedding(RowEmbedding):
             thresholds = torch.repeat_interleave(thresholds, self.bounds.diff(), 0)
         if len(thresholds) > 1:
             thresholds = thresholds[::every]
-        return self.table.weight[::every].abs() / torch.sigmoid(thresholds)
+        return self.table.weight[::every].abs() / torch.sigmoid(thresholds.contiguous())
