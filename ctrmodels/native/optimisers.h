@@ -47,6 +47,22 @@ void rowwise_adagrad(const Tensor& table, const Tensor& sums, const Tensor& rows
   });
 }
 
+// table[r] -= rate * g. rows are distinct.
+void descend(const Tensor& table, const Tensor& rows, const Tensor& gradient, double rate) {
+  check_rows(table, rows, gradient);
+  const int64_t width = table.size(1), height = table.size(0), u = rows.numel();
+  float* values = table.mutable_data_ptr<float>();
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const float *from = gradient.const_data_ptr<float>(), size = static_cast<float>(rate);
+  at::parallel_for(0, u, grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) __builtin_prefetch(values + row[k + kAheadRows] * width, 1);
+      float* value = values + row_at(row, k, height) * width;
+      for (int64_t j = 0; j < width; ++j) value[j] -= size * from[k * width + j];
+    }
+  });
+}
+
 // Adam on the touched rows; step counts from 1. rows are distinct.
 void lazy_adam(const Tensor& table, const Tensor& first, const Tensor& second, const Tensor& rows,
                const Tensor& gradient, double rate, double beta1, double beta2, double eps, int64_t step) {

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <tuple>
 
 #include "common.h"
+#include "layers.h"
 #include "optimisers.h"
 
 namespace {
@@ -124,6 +126,50 @@ std::tuple<Tensor, Tensor> soften_backward(const Tensor& gradient, const Tensor&
     for (int64_t k = begin; k < end; ++k) push_row(g + k * d, y + k * d, t + k * w, pull + k * d, push + k * d, d);
   });
   return {of_rows, of_level};
+}
+
+// Both gradients where the rows were looked up by gather_flat(): from those of what that gave.
+std::tuple<Tensor, Tensor> soften_flat_backward(const std::optional<Tensor>& flat, const std::optional<Tensor>& of_fields,
+                                                const std::optional<Tensor>& of_pairs, const Tensor& output,
+                                                const Tensor& sums, const Tensor& order, const Tensor& begins,
+                                                const Tensor& level) {
+  const FlatGradients gradients{flat, of_fields, of_pairs, output, sums, order, begins};
+  check(level, at::kFloat, 2, "level");
+  const int64_t u = gradients.u, d = gradients.d, w = level.size(1);
+  TORCH_CHECK(gradients.by_row && level.size(0) == u && (w == d || w == 1), "shapes do not fit");
+  Tensor of_rows = at::empty({u, d}, output.options()), of_level = at::empty({u, d}, output.options());
+  const float *y = output.const_data_ptr<float>(), *t = level.const_data_ptr<float>();
+  float *pull = of_rows.mutable_data_ptr<float>(), *push = of_level.mutable_data_ptr<float>();
+  const auto push_row = w == 1 ? push_back<0, true> : d == 16 ? push_back<16, false> : push_back<0, false>;
+  gradients.by_rows([=](int64_t k, const float* g) { push_row(g, y + k * d, t + k * w, pull + k * d, push + k * d, d); });
+  return {of_rows, of_level};
+}
+
+// Rows x [U, D] times their gates: v drawn towards zero by level, of rows int64 [U] of the accumulators v [V, D]. -> the
+// product, and the gates.
+std::tuple<Tensor, Tensor> gate(const Tensor& x, const Tensor& accumulators, const Tensor& rows, double level) {
+  check(x, at::kFloat, 2, "x");
+  check(accumulators, at::kFloat, 2, "accumulators");
+  check(rows, at::kLong, 1, "rows");
+  const int64_t u = rows.numel(), d = x.size(1), height = accumulators.size(0);
+  TORCH_CHECK(x.size(0) == u && accumulators.size(1) == d, "shapes do not fit");
+  const float *from = x.const_data_ptr<float>(), *sums = accumulators.const_data_ptr<float>(),
+              limit = static_cast<float>(level);
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  Tensor result = at::empty({u, d}, x.options()), gates = at::empty({u, d}, x.options());
+  float *to = result.mutable_data_ptr<float>(), *factors = gates.mutable_data_ptr<float>();
+  at::parallel_for(0, u, grain(3 * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) __builtin_prefetch(sums + row[k + kAheadRows] * d);
+      const float *v = sums + row_at(row, k, height) * d, *y = from + k * d;
+      float *__restrict__ factor = factors + k * d, *__restrict__ out = to + k * d;
+      for (int64_t j = 0; j < d; ++j) {
+        factor[j] = v[j] - std::min(std::max(v[j], -limit), limit);
+        out[j] = y[j] * factor[j];
+      }
+    }
+  });
+  return {result, gates};
 }
 
 // Candidates [U, N * D] squashed by tanh and mixed by weights [U, N] -> [U, D], and the squashed ones.

@@ -102,7 +102,11 @@ class RowGRDA(GRDA):
             for v in group["params"]:
                 if v.grad is not None:
                     rows, gradient = touched(v.grad)
-                    v.index_add_(0, rows, gradient, alpha=-group["gamma"])
+                    compiled = kernels(v)
+                    if compiled:
+                        compiled.descend(v, rows, gradient.contiguous(), group["gamma"])
+                    else:
+                        v.index_add_(0, rows, gradient, alpha=-group["gamma"])
         return loss
 
 

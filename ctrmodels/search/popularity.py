@@ -31,7 +31,8 @@ def bucket(occurrences: Tensor) -> Tensor:
     Buckets are this wide because each has to learn its width from its own events: with narrower ones, neighbours of
     equal need come out in random order.
     """
-    return (torch.log2(1.0 + occurrences.double()) / 3).long().clamp_(max=BUCKETS - 1)
+    begins = torch.tensor([8**k - 1 for k in range(1, BUCKETS)], device=occurrences.device)
+    return torch.bucketize(occurrences, begins, right=True)
 
 
 class PopularityController(nn.Module):

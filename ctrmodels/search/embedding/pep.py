@@ -20,7 +20,7 @@ from ctrmodels.training.trainer import Trainer, seed_everything
 
 # Rows whose values are counted to see whether a target is reached. Ids fall in frequency, so evenly spaced rows are a
 # fair sample.
-SAMPLE = 1 << 15
+SAMPLE = 1 << 13
 
 
 @dataclass(frozen=True)

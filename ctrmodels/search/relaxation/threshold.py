@@ -7,39 +7,74 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.embedding import INIT_SD
+from ctrmodels.nn.flat import LaidOut, contiguous, flat_width, gathered, in_one_pass
 from ctrmodels.nn.rows import RowEmbedding, Touched
-from ctrmodels.nn.table import Segments, Table, by_rows
+from ctrmodels.nn.table import Lookup, Segments, Table, by_rows
 from ctrmodels.search.optimiser import CoupledAdam, Late
 
 Granularity = Literal["global", "dimension", "field", "field_dimension", "value", "value_dimension"]
 
 
-class _SoftRows(torch.autograd.Function):
-    """:func:`soft_threshold` of touched rows with thresholds of their own, in one pass over both tables.
+def _soften(table: Tensor, thresholds: Tensor, rows: Tensor, late: Late | None) -> tuple[Tensor, Tensor]:
+    """:func:`soft_threshold` of ``rows`` with thresholds of their own, in one pass over both tables, and their level.
 
     Thresholds that are ``late`` are brought to the present on the way.
     """
+    if late is None:
+        return cast(tuple[Tensor, Tensor], compiled().soften(table, thresholds, rows))
+    return cast(tuple[Tensor, Tensor], compiled().soften_late(table, thresholds, *late.state, rows, *late.settings))
+
+
+def _gradients(by_value: tuple[Tensor, Tensor], segments: Segments,
+               sizes: tuple[torch.Size, torch.Size]) -> tuple[Tensor, Tensor]:
+    """Of both tables, from those of the touched rows' values and thresholds, [U, D] each."""
+    of_value, of_threshold = by_value
+    if sizes[1][1] == 1:
+        of_threshold = of_threshold.sum(1, keepdim=True)
+    return by_rows(segments, of_value, sizes[0]), by_rows(segments, of_threshold, sizes[1])
+
+
+class _SoftRows(torch.autograd.Function):
+    """The rows of a batch, softened: [U, D]."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, thresholds: Tensor, segments: Segments, late: Late | None) -> Tensor:
-        if late is None:
-            out, level = compiled().soften(table, thresholds, segments.rows)
-        else:
-            out, level = compiled().soften_late(table, thresholds, *late.state, segments.rows, *late.settings)
+        out, level = _soften(table, thresholds, segments.rows, late)
         ctx.segments, ctx.sizes = segments, (table.shape, thresholds.shape)
         ctx.save_for_backward(out, level)
-        return cast(Tensor, out)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        of_value, of_threshold = compiled().soften_backward(gradients[0].contiguous(), *ctx.saved_tensors)
-        if ctx.sizes[1][1] == 1:
-            of_threshold = of_threshold.sum(1, keepdim=True)
-        table, thresholds = ctx.sizes
-        return by_rows(ctx.segments, of_value, table), by_rows(ctx.segments, of_threshold, thresholds), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = compiled().soften_backward(gradients[0].contiguous(), *ctx.saved_tensors)
+        return *_gradients(found, ctx.segments, ctx.sizes), None, None
+
+
+class _SoftLookUp(torch.autograd.Function):
+    """The softened rows in all forms that models read; both gradients come from those of all forms in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, thresholds: Tensor, lookup: Lookup, late: Late | None, numeric: Tensor,
+                pairs: bool, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
+        rows, level = _soften(table, thresholds, lookup.segments.rows, late)
+        width = flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1])
+        fields, flat, pair_sum, total = gathered(rows, lookup.places, numeric, width, pairs, bf16)
+        ctx.segments, ctx.sizes = lookup.segments, (table.shape, thresholds.shape)
+        ctx.save_for_backward(rows, total, level)
+        ctx.set_materialize_grads(False)
+        return fields, flat, pair_sum
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, total, level = ctx.saved_tensors
+        fields, flat, pair_sum = contiguous(gradients)
+        found = compiled().soften_flat_backward(
+            flat, fields, pair_sum, rows, total, ctx.segments.order, ctx.segments.begins, level)
+        return *_gradients(found, ctx.segments, ctx.sizes), *[None] * 5
 
 
 def soft_threshold(values: Tensor, thresholds: Tensor) -> Tensor:
@@ -92,14 +127,24 @@ class SoftThresholdEmbedding(RowEmbedding):
         """[U, D]."""
         if isinstance(self.thresholds, Table):
             if kernels(self.thresholds.weight):
-                late = None if self.optimiser is None else self.optimiser.late(self.thresholds.weight)
                 return cast(Tensor, _SoftRows.apply(
-                    self.table.weight, self.thresholds.weight, touched.segments, late))
+                    self.table.weight, self.thresholds.weight, touched.segments, self._late()))
             if self.optimiser is not None:
                 self.optimiser.catch_up(touched.rows)
             return soft_threshold(touched.of(self.table), touched.of(self.thresholds))
         thresholds = touched.by_space(self.thresholds) if len(self.thresholds) > 1 else self.thresholds
         return soft_threshold(touched.of(self.table), thresholds)
+
+    def laid_out(self, batch: Batch, lookup: Lookup, numeric: Tensor, pairs: bool) -> LaidOut:
+        """See :class:`~ctrmodels.nn.embedding.FieldEmbedding`."""
+        bf16 = in_one_pass(lookup, numeric, self.table.weight) if self.by_row else None
+        if bf16 is None:
+            return super().laid_out(batch, lookup, numeric, pairs)
+        return LaidOut(*_SoftLookUp.apply(
+            self.table.weight, self.parameter, lookup, self._late(), numeric.contiguous(), pairs, bf16))
+
+    def _late(self) -> Late | None:
+        return None if self.optimiser is None else self.optimiser.late(self.parameter)
 
     @torch.no_grad()
     def margins(self, every: int = 1) -> Tensor:
