@@ -20,6 +20,7 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("field_sums(Tensor table, Tensor index, int fields) -> Tensor");
   m.def("field_sums_backward(Tensor gradient, Tensor order, Tensor begins, int fields) -> Tensor");
   m.def("rowwise_adagrad(Tensor(a!) table, Tensor(b!) sums, Tensor rows, Tensor gradient, float rate, float eps) -> ()");
+  m.def("descend(Tensor(a!) table, Tensor rows, Tensor gradient, float rate) -> ()");
   m.def(
       "lazy_adam(Tensor(a!) table, Tensor(b!) first, Tensor(c!) second, Tensor rows, Tensor gradient, float rate, "
       "float beta1, float beta2, float eps, int step) -> ()");
@@ -33,9 +34,16 @@ TORCH_LIBRARY(ctrmodels, m) {
       "row_norm_backward(Tensor gradient, Tensor x, Tensor begins, int n, Tensor cuts, Tensor scale, Tensor mean, "
       "Tensor variance, Tensor looked_up, float eps) -> (Tensor of_x, Tensor of_scale)");
   m.def("soften(Tensor table, Tensor thresholds, Tensor rows) -> (Tensor result, Tensor level)");
+  m.def(
+      "soften_late(Tensor table, Tensor(a!) thresholds, Tensor(b!) first, Tensor(c!) second, Tensor(d!) last, Tensor rows, "
+      "float rate, float beta1, float beta2, float eps, float decay, int step) -> (Tensor result, Tensor level)");
+  m.def("gate(Tensor x, Tensor accumulators, Tensor rows, float level) -> (Tensor result, Tensor gates)");
   m.def("squash(Tensor candidates, Tensor weights) -> (Tensor mixed, Tensor squashed)");
   m.def("squash_backward(Tensor gradient, Tensor squashed, Tensor weights) -> (Tensor of_candidates, Tensor of_weights)");
   m.def("soften_backward(Tensor gradient, Tensor output, Tensor level) -> (Tensor of_rows, Tensor of_level)");
+  m.def(
+      "soften_flat_backward(Tensor? flat, Tensor? fields_gradient, Tensor? pair_gradient, Tensor output, Tensor total, "
+      "Tensor order, Tensor begins, Tensor level) -> (Tensor of_rows, Tensor of_level)");
   m.def("flatten(Tensor fields, Tensor numeric, int width, bool pairs, bool bf16) -> (Tensor flat, Tensor pair_sum, Tensor total)");
   m.def("flatten_backward(Tensor flat_gradient, Tensor pair_gradient, Tensor fields, Tensor total) -> Tensor");
   m.def("dot(Tensor x, Tensor weight, Tensor bias) -> Tensor");
@@ -44,7 +52,7 @@ TORCH_LIBRARY(ctrmodels, m) {
       "gather_flat(Tensor table, Tensor index, Tensor numeric, int width, bool pairs, bool bf16) -> (Tensor fields, "
       "Tensor flat, Tensor pair_sum, Tensor total)");
   m.def(
-      "gather_flat_backward(Tensor? flat, Tensor? fields_gradient, Tensor? pair_gradient, Tensor fields, Tensor total, "
+      "gather_flat_backward(Tensor? flat, Tensor? fields_gradient, Tensor? pair_gradient, Tensor x, Tensor total, "
       "Tensor order, Tensor begins) -> Tensor");
   m.def("dot_relu_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums, Tensor bias)");
   m.def("relu_backward(Tensor gradient, Tensor output, Tensor(a!) result) -> Tensor sums");
@@ -67,12 +75,16 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("field_sums", field_sums);
   m.impl("field_sums_backward", field_sums_backward);
   m.impl("rowwise_adagrad", rowwise_adagrad);
+  m.impl("descend", descend);
   m.impl("lazy_adam", lazy_adam);
   m.impl("coupled_adam", coupled_adam);
   m.impl("row_norm", row_norm);
   m.impl("row_norm_backward", row_norm_backward);
   m.impl("soften", soften);
+  m.impl("soften_late", soften_late);
   m.impl("soften_backward", soften_backward);
+  m.impl("soften_flat_backward", soften_flat_backward);
+  m.impl("gate", gate);
   m.impl("squash", squash);
   m.impl("squash_backward", squash_backward);
   m.impl("flatten", flatten);

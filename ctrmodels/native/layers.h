@@ -109,33 +109,92 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gather_flat(const Tensor& table, cons
   return {fields, flat, products, sums};
 }
 
-template <typename T, int64_t kWidth>
-void gather_flat_rows(const T* flat, const float* of_fields, const float* of_pairs, const float* fields,
-                      const float* sums, const int32_t* order, const int32_t* starts, float* result, int64_t n,
-                      int64_t u, int64_t f, int64_t w, int64_t gap, int64_t width) {
-  const int64_t d = kWidth ? kWidth : width;
+// The gradients of flat [B, W], of the fields [B, F, D] and of the pairs [B], where there are such, and what they are of: x
+// are the looked-up vectors, either the fields, `gap` values apart from row to row, or one by row of the table, [U, D].
+// order [n] and begins [U] are those of group().
+struct FlatGradients {
+  const std::optional<Tensor>&flat, &of_fields, &of_pairs;
+  const Tensor &x, &sums, &order, &begins;
+  int64_t n = order.numel(), u = begins.numel(), d = x.size(-1);
+  int64_t b = flat ? flat->size(0) : of_fields ? of_fields->size(0) : of_pairs ? of_pairs->numel() : 0;
+  int64_t f = b ? n / b : 0;
+  bool by_row = x.dim() == 2;
+
+  void check_all() const {
+    check(order, at::kInt, 1, "order");
+    check(begins, at::kInt, 1, "begins");
+    TORCH_CHECK(x.scalar_type() == at::kFloat && x.stride(-1) == 1 && x.stride(-2) == d &&
+                    (by_row ? x.size(0) == u : x.dim() == 3 && x.size(0) == b && x.size(1) == f),
+                "the fields of a row have to lie side by side, in float32");
+    TORCH_CHECK(n == b * f, n, " look-ups of ", b, " rows of ", f, " fields");
+    if (of_fields) {
+      check(*of_fields, at::kFloat, 3, "the gradient of the fields");
+      TORCH_CHECK(of_fields->numel() == n * d, "shapes do not fit");
+    }
+    if (of_pairs) {
+      check(*of_pairs, at::kFloat, 1, "the gradient of the pairs");
+      check(sums, at::kFloat, 2, "sums");
+      TORCH_CHECK(of_pairs->numel() == b && sums.size(0) == b && sums.size(1) == d, "shapes do not fit");
+    }
+    if (flat) {
+      check(*flat, flat->scalar_type(), 2, "the gradient of flat");
+      TORCH_CHECK(flat->size(0) == b && flat->size(1) >= f * d, "shapes do not fit");
+    }
+  }
+
+  // finish(k, the gradient of the table's row number k among the U) for all of them.
+  template <typename Finish>
+  void by_rows(const Finish& finish) const {
+    check_all();
+    const auto add_up = [&]<typename T>(const T* from) {
+      if (d == 16)
+        rows_of<T, 16>(from, finish);
+      else
+        rows_of<T, 0>(from, finish);
+    };
+    if (!flat)
+      add_up(static_cast<const float*>(nullptr));
+    else if (flat->scalar_type() == at::kBFloat16)
+      add_up(flat->const_data_ptr<BFloat16>());
+    else
+      add_up(flat->const_data_ptr<float>());
+  }
+
+ private:
+  template <typename T, int64_t kWidth, typename Finish>
+  void rows_of(const T* from, const Finish& finish) const;
+};
+
+template <typename T, int64_t kWidth, typename Finish>
+void FlatGradients::rows_of(const T* from, const Finish& finish) const {
+  const int64_t d = kWidth ? kWidth : this->d, n = this->n, u = this->u;
+  const bool by_row = this->by_row;
+  const int32_t *order = this->order.const_data_ptr<int32_t>(), *starts = begins.const_data_ptr<int32_t>();
+  const float* g_fields = of_fields ? of_fields->const_data_ptr<float>() : nullptr;
+  const float* g_pairs = of_pairs ? of_pairs->const_data_ptr<float>() : nullptr;
+  const float *vectors = x.const_data_ptr<float>(), *sums = g_pairs ? this->sums.const_data_ptr<float>() : nullptr;
+  const int64_t gap = by_row ? 0 : x.stride(0) - f * d, skip = flat ? flat->size(1) - f * d : 0;  // behind the fields
   // The row of a look-up: a product is quicker than a division, and half a look-up away from where it could round wrong.
   const double share = 1.0 / static_cast<double>(f);
   const auto row_of = [=](int32_t i) { return static_cast<int64_t>((i + 0.5) * share); };
-  const int64_t skip = w - f * d;  // columns of flat behind the fields
   at::parallel_for(0, n, grain(d), [&](int64_t begin, int64_t end) {
     const auto row_from = [&](int64_t i) { return std::lower_bound(starts, starts + u, i) - starts; };
     std::array<float, kWidth ? kWidth : 1> fixed;
     std::vector<float> room(kWidth ? 0 : d);
     float* sum = kWidth ? fixed.data() : room.data();
-    const auto in_flat = [&](int32_t i, int64_t row) { return flat + i * d + row * skip; };
+    const auto in_flat = [&](int32_t i, int64_t row) { return from + i * d + row * skip; };
     for (int64_t k = row_from(begin), last = row_from(end); k < last; ++k) {
       // All look-ups of a table's row have the same values: the first one stands for the row.
       const auto values = [&](int64_t r) {
         const int32_t first = order[starts[r]];
-        return fields + first * d + row_of(first) * gap;
+        return vectors + first * d + row_of(first) * gap;
       };
-      if (of_pairs && k + kAheadRows < u) __builtin_prefetch(values(k + kAheadRows));
+      if (g_pairs && !by_row && k + kAheadRows < u) __builtin_prefetch(values(k + kAheadRows));
       std::fill(sum, sum + d, 0.0f);
       float pull = 0.0f;
       for (int64_t i = starts[k], stop = k + 1 < u ? starts[k + 1] : n; i < stop; ++i) {
         const int64_t row = row_of(order[i]);
-        if (flat) {
+        if (from) {
           if (i + kAheadRows < n) {
             const int32_t ahead = order[i + kAheadRows];
             __builtin_prefetch(in_flat(ahead, row_of(ahead)));
@@ -143,65 +202,34 @@ void gather_flat_rows(const T* flat, const float* of_fields, const float* of_pai
           const T* g = in_flat(order[i], row);
           for (int64_t j = 0; j < d; ++j) sum[j] += static_cast<float>(g[j]);
         }
-        if (of_fields) {
-          const float* g = of_fields + static_cast<int64_t>(order[i]) * d;
+        if (g_fields) {
+          const float* g = g_fields + static_cast<int64_t>(order[i]) * d;
           for (int64_t j = 0; j < d; ++j) sum[j] += g[j];
         }
-        if (of_pairs) {
-          pull += of_pairs[row];
-          for (int64_t j = 0; j < d; ++j) sum[j] += of_pairs[row] * sums[row * d + j];
+        if (g_pairs) {
+          pull += g_pairs[row];
+          for (int64_t j = 0; j < d; ++j) sum[j] += g_pairs[row] * sums[row * d + j];
         }
       }
-      if (of_pairs) {
-        const float* x = values(k);
-        for (int64_t j = 0; j < d; ++j) sum[j] -= pull * x[j];
+      if (g_pairs) {
+        const float* vector = by_row ? vectors + k * d : values(k);
+        for (int64_t j = 0; j < d; ++j) sum[j] -= pull * vector[j];
       }
-      std::copy_n(sum, d, result + k * d);
+      const auto done = fixed;  // a copy, so that the sum stays in registers whatever finish() is
+      finish(k, kWidth ? done.data() : sum);
     }
   });
 }
 
-// Its gradient by rows of the table, [U, D]: from the gradients of flat [B, W], of the fields [B, F, D] and of the pairs
-// [B], where there are such; order [n] and begins [U] are those of group().
+// Its gradient by rows of the table, [U, D].
 Tensor gather_flat_backward(const std::optional<Tensor>& flat, const std::optional<Tensor>& of_fields,
-                            const std::optional<Tensor>& of_pairs, const Tensor& fields, const Tensor& sums,
+                            const std::optional<Tensor>& of_pairs, const Tensor& x, const Tensor& sums,
                             const Tensor& order, const Tensor& begins) {
-  check(order, at::kInt, 1, "order");
-  check(begins, at::kInt, 1, "begins");
-  const int64_t b = fields.size(0), f = fields.size(1), d = fields.size(2), n = order.numel(), u = begins.numel();
-  TORCH_CHECK(fields.scalar_type() == at::kFloat && fields.dim() == 3 && fields.stride(2) == 1 && fields.stride(1) == d,
-              "the fields of a row have to lie side by side, in float32");
-  TORCH_CHECK(n == b * f, n, " look-ups of ", b, " rows of ", f, " fields");
-  const float *g_fields = nullptr, *g_pairs = nullptr;
-  if (of_fields) {
-    check(*of_fields, at::kFloat, 3, "the gradient of the fields");
-    TORCH_CHECK(of_fields->sizes() == fields.sizes(), "shapes do not fit");
-    g_fields = of_fields->const_data_ptr<float>();
-  }
-  if (of_pairs) {
-    check(*of_pairs, at::kFloat, 1, "the gradient of the pairs");
-    check(sums, at::kFloat, 2, "sums");
-    TORCH_CHECK(of_pairs->numel() == b && sums.size(0) == b && sums.size(1) == d, "shapes do not fit");
-    g_pairs = of_pairs->const_data_ptr<float>();
-  }
-  if (flat) {
-    check(*flat, flat->scalar_type(), 2, "the gradient of flat");
-    TORCH_CHECK(flat->size(0) == b && flat->size(1) >= f * d, "shapes do not fit");
-  }
-  Tensor result = at::empty({u, d}, fields.options());
-  const auto add_up = [&](auto* g, int64_t w) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(g)>>;
-    const auto work = d == 16 ? gather_flat_rows<T, 16> : gather_flat_rows<T, 0>;
-    work(g, g_fields, g_pairs, fields.const_data_ptr<float>(), g_pairs ? sums.const_data_ptr<float>() : nullptr,
-         order.const_data_ptr<int32_t>(), begins.const_data_ptr<int32_t>(), result.mutable_data_ptr<float>(), n, u, f, w,
-         fields.stride(0) - f * d, d);
-  };
-  if (!flat)
-    add_up(static_cast<const float*>(nullptr), 0);
-  else if (flat->scalar_type() == at::kBFloat16)
-    add_up(flat->const_data_ptr<BFloat16>(), flat->size(1));
-  else
-    add_up(flat->const_data_ptr<float>(), flat->size(1));
+  const FlatGradients gradients{flat, of_fields, of_pairs, x, sums, order, begins};
+  const int64_t d = gradients.d;
+  Tensor result = at::empty({gradients.u, d}, x.options());
+  float* to = result.mutable_data_ptr<float>();
+  gradients.by_rows([=](int64_t k, const float* sum) { std::copy_n(sum, d, to + k * d); });
   return result;
 }
 

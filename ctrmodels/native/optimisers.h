@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <mutex>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -40,6 +43,22 @@ void rowwise_adagrad(const Tensor& table, const Tensor& sums, const Tensor& rows
       sum[r] += square / static_cast<float>(width);
       const float scale = static_cast<float>(rate) / (std::sqrt(sum[r]) + static_cast<float>(eps));
       for (int64_t j = 0; j < width; ++j) value[j] -= scale * g[j];
+    }
+  });
+}
+
+// table[r] -= rate * g. rows are distinct.
+void descend(const Tensor& table, const Tensor& rows, const Tensor& gradient, double rate) {
+  check_rows(table, rows, gradient);
+  const int64_t width = table.size(1), height = table.size(0), u = rows.numel();
+  float* values = table.mutable_data_ptr<float>();
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const float *from = gradient.const_data_ptr<float>(), size = static_cast<float>(rate);
+  at::parallel_for(0, u, grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) __builtin_prefetch(values + row[k + kAheadRows] * width, 1);
+      float* value = values + row_at(row, k, height) * width;
+      for (int64_t j = 0; j < width; ++j) value[j] -= size * from[k * width + j];
     }
   });
 }
@@ -81,107 +100,181 @@ void lazy_adam(const Tensor& table, const Tensor& first, const Tensor& second, c
   });
 }
 
+// What a stride of several steps of Adam does to its moments: what is left of them after it and in its middle, and how much
+// of the gradient has come instead.
 struct Stride {
-  float keep1, keep2, half1, half2;  // what is left of the moments after it, and in its middle
+  float keep1, take1, keep2, take2, half1, fill1, half2, fill2;
 };
 
-// A row's h steps of Adam at once, with the moments of their middle.
-template <bool kPushed, int64_t kWidth>
-void stride(float* __restrict__ value, float* __restrict__ mean, float* __restrict__ square, const float* __restrict__ g,
-            const Stride s, float scale, float root, float tiny, float pull, int64_t width) {
-  const int64_t d = kWidth ? kWidth : width;
-  for (int64_t j = 0; j < d; ++j) {
-    const float whole = kPushed ? pull * value[j] + g[j] : pull * value[j];
-    const float m = s.half1 * mean[j] + (1 - s.half1) * whole, v = s.half2 * square[j] + (1 - s.half2) * whole * whole;
-    mean[j] = s.keep1 * mean[j] + (1 - s.keep1) * whole;
-    square[j] = s.keep2 * square[j] + (1 - s.keep2) * whole * whole;
-    value[j] -= scale * m / (std::sqrt(v) * root + tiny);
-  }
-}
+// What depends on Adam's betas alone: the strides by their number of steps, and the corrections of the moments by twice the
+// step, since middles lie between steps. They are 1 long before the last one.
+struct Powers {
+  static constexpr int64_t kLongest = 512, kCorrected = 1 << 15;
+  double beta1, beta2;
+  std::vector<Stride> strides;
+  std::vector<float> unbias1, unbias2;
 
-// Adam whose decay is part of the gradient, which therefore moves a row at every step, touched or not: rows first make up
-// the steps since last int32 [V], several at a time and fewer right after a touch, then take one with their gradient if
-// there is one, and are then as after `step` steps. A stride moves a value by a quarter at most.
+  Powers(double beta1, double beta2)
+      : beta1(beta1), beta2(beta2), strides(kLongest + 1), unbias1(kCorrected), unbias2(kCorrected) {
+    for (int64_t h = 1; h <= kLongest; ++h) {
+      const double all = static_cast<double>(h), half = (all + 1) / 2;
+      const auto keep = [](double beta, double steps) { return static_cast<float>(std::pow(beta, steps)); };
+      const float keep1 = keep(beta1, all), keep2 = keep(beta2, all), half1 = keep(beta1, half), half2 = keep(beta2, half);
+      strides[h] = {keep1, 1 - keep1, keep2, 1 - keep2, half1, 1 - half1, half2, 1 - half2};
+    }
+    double left1 = 1, left2 = 1;
+    for (int64_t i = 1; i < kCorrected; ++i) {
+      left1 *= std::sqrt(beta1);
+      left2 *= std::sqrt(beta2);
+      unbias1[i] = static_cast<float>(1 / (1 - left1));
+      unbias2[i] = static_cast<float>(1 / std::sqrt(1 - left2));
+    }
+  }
+
+  // Those of the last call if the betas are the same: they take longer than a step.
+  static std::shared_ptr<const Powers> of(double beta1, double beta2) {
+    static std::mutex mutex;
+    static std::shared_ptr<const Powers> last;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!last || last->beta1 != beta1 || last->beta2 != beta2) last = std::make_shared<const Powers>(beta1, beta2);
+    return last;
+  }
+};
+
+// Adam whose decay is part of the gradient, which therefore moves a row at every step, touched or not. A row makes up the
+// steps that it missed in strides, fewer steps long right after a touch, which move a value by a quarter at most.
+class CoupledAdam {
+ public:
+  CoupledAdam(const Tensor& table, const Tensor& first, const Tensor& second, const Tensor& last, double rate, double beta1,
+              double beta2, double eps, double decay)
+      : powers_(Powers::of(beta1, beta2)),
+        strides_(powers_->strides.data()),
+        unbias1_(powers_->unbias1.data()),
+        unbias2_(powers_->unbias2.data()),
+        rate_(static_cast<float>(rate)),
+        tiny_(static_cast<float>(eps)),
+        pull_(static_cast<float>(decay)),
+        longest_(std::clamp<int64_t>(static_cast<int64_t>(0.25 / std::max(rate, 1e-6)), 1, Powers::kLongest)) {
+    check(table, at::kFloat, 2, "table");
+    check(first, at::kFloat, 2, "first");
+    check(second, at::kFloat, 2, "second");
+    check(last, at::kInt, 1, "last");
+    TORCH_CHECK(first.sizes() == table.sizes() && second.sizes() == table.sizes() && last.numel() == table.size(0),
+                "moments of another shape");
+    values_ = table.mutable_data_ptr<float>();
+    means_ = first.mutable_data_ptr<float>();
+    squares_ = second.mutable_data_ptr<float>();
+    taken_ = last.mutable_data_ptr<int32_t>();
+    width_ = table.size(1);
+  }
+
+  // Calls work with the width as a constant if it is the usual one, and else with 0.
+  template <typename Work>
+  void by_width(const Work& work) const {
+    if (width_ == 16)
+      work(std::integral_constant<int64_t, 16>());
+    else
+      work(std::integral_constant<int64_t, 0>());
+  }
+
+  void fetch(int64_t r) const {
+    __builtin_prefetch(values_ + r * width_, 1);
+    __builtin_prefetch(means_ + r * width_, 1);
+    __builtin_prefetch(squares_ + r * width_, 1);
+    __builtin_prefetch(taken_ + r, 1);
+  }
+
+  // Where the last row that had never moved began, and what became of it: the next one that begins there ends there.
+  struct Fresh {
+    std::vector<float> start, moved;
+  };
+
+  // Row r as after `step` steps without a gradient.
+  template <int64_t kWidth>
+  void catch_up(int64_t r, int64_t step, Fresh& fresh) const {
+    const int64_t d = kWidth ? kWidth : width_;
+    float *value = values_ + r * d, *mean = means_ + r * d, *square = squares_ + r * d;
+    const int64_t first = taken_[r];
+    if (first >= step) return;
+    taken_[r] = static_cast<int32_t>(step);
+    if (first == 0 && !fresh.start.empty() && std::equal(fresh.start.begin(), fresh.start.end(), value)) {
+      const float* moved = fresh.moved.data();
+      std::copy_n(moved, d, value);
+      std::copy_n(moved + d, d, mean);
+      std::copy_n(moved + 2 * d, d, square);
+      return;
+    }
+    if (first == 0) fresh.start.assign(value, value + d);
+    for (int64_t at = first; at < step;) {
+      const int64_t h = std::min({step - at, longest_, 1 + 2 * (at - first)});
+      stride<false, kWidth>(value, mean, square, nullptr, at, h);
+      at += h;
+    }
+    if (first == 0) {
+      fresh.moved.assign(value, value + d);
+      fresh.moved.insert(fresh.moved.end(), mean, mean + d);
+      fresh.moved.insert(fresh.moved.end(), square, square + d);
+    }
+  }
+
+  // Row r takes step number `step` with the gradient g.
+  template <int64_t kWidth>
+  void push(int64_t r, const float* g, int64_t step) const {
+    const int64_t d = kWidth ? kWidth : width_;
+    stride<true, kWidth>(values_ + r * d, means_ + r * d, squares_ + r * d, g, step - 1, 1);
+    taken_[r] = static_cast<int32_t>(step);
+  }
+
+ private:
+  // h steps at once after the first `at`, with the moments of their middle.
+  template <bool kPushed, int64_t kWidth>
+  void stride(float* __restrict__ value, float* __restrict__ mean, float* __restrict__ square, const float* __restrict__ g,
+              int64_t at, int64_t h) const {
+    const int64_t d = kWidth ? kWidth : width_;
+    const int64_t middle = std::min(2 * at + h + 1, Powers::kCorrected - 1);
+    const Stride s = strides_[h];
+    const float scale = static_cast<float>(h) * rate_ * unbias1_[middle], root = unbias2_[middle];
+    const float tiny = tiny_, pull = pull_;
+    for (int64_t j = 0; j < d; ++j) {
+      const float whole = kPushed ? pull * value[j] + g[j] : pull * value[j], squared = whole * whole;
+      const float m = s.half1 * mean[j] + s.fill1 * whole, v = s.half2 * square[j] + s.fill2 * squared;
+      mean[j] = s.keep1 * mean[j] + s.take1 * whole;
+      square[j] = s.keep2 * square[j] + s.take2 * squared;
+      value[j] -= scale * m / (std::sqrt(v) * root + tiny);
+    }
+  }
+
+  std::shared_ptr<const Powers> powers_;
+  const Stride* strides_;
+  const float *unbias1_, *unbias2_;
+  float rate_, tiny_, pull_;
+  int64_t longest_;
+  float *values_, *means_, *squares_;
+  int32_t* taken_;
+  int64_t width_;
+};
+
+// Rows of table first make up the steps since last int32 [V], then take one with their gradient if there is one, and are
+// then as after `step` steps.
 void coupled_adam(const Tensor& table, const Tensor& first, const Tensor& second, const Tensor& last, const Tensor& rows,
                   const std::optional<Tensor>& gradient, double rate, double beta1, double beta2, double eps,
                   double decay, int64_t step) {
-  check(table, at::kFloat, 2, "table");
-  check(first, at::kFloat, 2, "first");
-  check(second, at::kFloat, 2, "second");
-  check(last, at::kInt, 1, "last");
+  const CoupledAdam adam(table, first, second, last, rate, beta1, beta2, eps, decay);
   check(rows, at::kLong, 1, "rows");
   if (gradient) check_rows(table, rows, *gradient);
   const int64_t width = table.size(1), height = table.size(0), u = rows.numel();
-  TORCH_CHECK(first.sizes() == table.sizes() && second.sizes() == table.sizes() && last.numel() == height,
-              "moments of another shape");
-  const int64_t longest = std::clamp<int64_t>(static_cast<int64_t>(0.25 / std::max(rate, 1e-6)), 1, 512);
-  std::vector<Stride> strides(longest + 1);
-  for (int64_t h = 1; h <= longest; ++h) {
-    const double all = static_cast<double>(h), half = (all + 1) / 2;
-    strides[h] = {static_cast<float>(std::pow(beta1, all)), static_cast<float>(std::pow(beta2, all)),
-                  static_cast<float>(std::pow(beta1, half)), static_cast<float>(std::pow(beta2, half))};
-  }
-  // By twice the step, since middles lie between steps; the corrections are 1 long before the last one.
-  const int64_t corrected = std::min<int64_t>(2 * step + 2, 1 << 15);
-  std::vector<float> size(corrected), unbias(corrected);
-  double left1 = 1, left2 = 1;
-  for (int64_t i = 1; i < corrected; ++i) {
-    left1 *= std::sqrt(beta1);
-    left2 *= std::sqrt(beta2);
-    size[i] = static_cast<float>(rate / (1 - left1));
-    unbias[i] = static_cast<float>(1 / std::sqrt(1 - left2));
-  }
-  float *values = table.mutable_data_ptr<float>(), *means = first.mutable_data_ptr<float>(),
-        *squares = second.mutable_data_ptr<float>();
-  int32_t* taken = last.mutable_data_ptr<int32_t>();
   const int64_t* row = rows.const_data_ptr<int64_t>();
   const float* from = gradient ? gradient->const_data_ptr<float>() : nullptr;
-  const float tiny = static_cast<float>(eps), pull = static_cast<float>(decay);
-  const auto free = width == 16 ? stride<false, 16> : stride<false, 0>;
-  const auto pushed = width == 16 ? stride<true, 16> : stride<true, 0>;
-  at::parallel_for(0, u, grain(8 * width), [&](int64_t begin, int64_t end) {
-    // Where the last row that had never moved began, and what became of it: the next one that begins there ends there.
-    std::vector<float> start, moved;
-    for (int64_t k = begin; k < end; ++k) {
-      if (k + kAheadRows < end) {
-        const int64_t ahead = row[k + kAheadRows] * width;
-        __builtin_prefetch(values + ahead, 1);
-        __builtin_prefetch(means + ahead, 1);
-        __builtin_prefetch(squares + ahead, 1);
-        __builtin_prefetch(taken + row[k + kAheadRows], 1);
+  adam.by_width([&](auto kWidth) {
+    at::parallel_for(0, u, grain(8 * width), [&](int64_t begin, int64_t end) {
+      CoupledAdam::Fresh fresh;
+      for (int64_t k = begin; k < end; ++k) {
+        if (k + kAheadRows < end) adam.fetch(row[k + kAheadRows]);
+        const int64_t r = row_at(row, k, height);
+        adam.catch_up<decltype(kWidth)::value>(r, from ? step - 1 : step, fresh);
+        if (from) adam.push<decltype(kWidth)::value>(r, from + k * width, step);
       }
-      const int64_t r = row_at(row, k, height), place = r * width;
-      const auto move = [&](const auto& by, int64_t at, int64_t h, const float* g) {
-        const int64_t middle = std::min(2 * at + h + 1, corrected - 1);
-        by(values + place, means + place, squares + place, g, strides[h], static_cast<float>(h) * size[middle],
-           unbias[middle], tiny, pull, width);
-      };
-      int64_t at = taken[r];
-      const int64_t stop = from ? step - 1 : step;
-      const bool fresh = at == 0 && at < stop;
-      if (fresh && !start.empty() && std::equal(start.begin(), start.end(), values + place)) {
-        std::copy_n(moved.data(), width, values + place);
-        std::copy_n(moved.data() + width, width, means + place);
-        std::copy_n(moved.data() + 2 * width, width, squares + place);
-        at = stop;
-      } else if (fresh) {
-        start.assign(values + place, values + place + width);
-      }
-      const bool keep = fresh && at < stop;
-      for (int64_t done = 0; at < stop;) {
-        const int64_t h = std::min({stop - at, longest, 1 + 2 * done});
-        move(free, at, h, nullptr);
-        at += h;
-        done += h;
-      }
-      if (keep) {
-        moved.assign(values + place, values + place + width);
-        moved.insert(moved.end(), means + place, means + place + width);
-        moved.insert(moved.end(), squares + place, squares + place + width);
-      }
-      if (from) move(pushed, at, 1, from + k * width);
-      taken[r] = static_cast<int32_t>(step);
-    }
+    });
   });
 }
 

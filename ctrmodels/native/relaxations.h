@@ -6,9 +6,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <tuple>
 
 #include "common.h"
+#include "layers.h"
+#include "optimisers.h"
 
 namespace {
 
@@ -47,9 +50,10 @@ void push_back(const float* __restrict__ g, const float* __restrict__ y, const f
   }
 }
 
-// Soft thresholds: rows int64 [U] of table [V, D] drawn towards zero by level = sigmoid(thresholds), and not beyond it.
-// thresholds are [V, D] or [V, 1], looked up by row. -> the rows [U, D], and their level.
-std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds, const Tensor& rows) {
+// The rows of soften(), where prepare brings the thresholds of a row to where they are read.
+template <typename Prepare>
+std::tuple<Tensor, Tensor> drawn_in(const Tensor& table, const Tensor& thresholds, const Tensor& rows,
+                                    const Prepare& prepare) {
   check(table, at::kFloat, 2, "table");
   check(thresholds, at::kFloat, 2, "thresholds");
   check(rows, at::kLong, 1, "rows");
@@ -61,16 +65,50 @@ std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds,
   float *to = result.mutable_data_ptr<float>(), *levels = level.mutable_data_ptr<float>();
   const auto draw = w == 1 ? draw_in<0, true> : d == 16 ? draw_in<16, false> : draw_in<0, false>;
   at::parallel_for(0, u, grain(2 * d), [&](int64_t begin, int64_t end) {
+    Prepare mine = prepare;
     for (int64_t k = begin; k < end; ++k) {
       if (k + kAheadRows < end) {
         __builtin_prefetch(from + row[k + kAheadRows] * d);
-        __builtin_prefetch(by + row[k + kAheadRows] * w);
+        mine.fetch(row[k + kAheadRows]);
       }
       const int64_t r = row_at(row, k, height);
+      mine(r);
       draw(from + r * d, by + r * w, levels + k * w, to + k * d, d);
     }
   });
   return {result, level};
+}
+
+// Soft thresholds: rows int64 [U] of table [V, D] drawn towards zero by level = sigmoid(thresholds), and not beyond it.
+// thresholds are [V, D] or [V, 1], looked up by row. -> the rows [U, D], and their level.
+std::tuple<Tensor, Tensor> soften(const Tensor& table, const Tensor& thresholds, const Tensor& rows) {
+  struct Read {
+    const float* by;
+    int64_t width;
+    void fetch(int64_t r) const { __builtin_prefetch(by + r * width); }
+    void operator()(int64_t) const {}
+  };
+  check(thresholds, at::kFloat, 2, "thresholds");
+  return drawn_in(table, thresholds, rows, Read{thresholds.const_data_ptr<float>(), thresholds.size(1)});
+}
+
+// The same by thresholds that coupled_adam() moves: those of the rows first make up the steps that they missed.
+std::tuple<Tensor, Tensor> soften_late(const Tensor& table, const Tensor& thresholds, const Tensor& first,
+                                       const Tensor& second, const Tensor& last, const Tensor& rows, double rate,
+                                       double beta1, double beta2, double eps, double decay, int64_t step) {
+  const CoupledAdam adam(thresholds, first, second, last, rate, beta1, beta2, eps, decay);
+  std::tuple<Tensor, Tensor> found;
+  adam.by_width([&](auto kWidth) {
+    struct CatchUp {
+      const CoupledAdam& adam;
+      int64_t step;
+      CoupledAdam::Fresh fresh;
+      void fetch(int64_t r) const { adam.fetch(r); }
+      void operator()(int64_t r) { adam.catch_up<decltype(kWidth)::value>(r, step, fresh); }
+    };
+    found = drawn_in(table, thresholds, rows, CatchUp{adam, step, {}});
+  });
+  return found;
 }
 
 // Its gradients, [U, D] each, where level = sigmoid(s): of the rows, and of s by value.
@@ -90,6 +128,65 @@ std::tuple<Tensor, Tensor> soften_backward(const Tensor& gradient, const Tensor&
   return {of_rows, of_level};
 }
 
+// Both gradients where the rows were looked up by gather_flat(): from those of what that gave.
+std::tuple<Tensor, Tensor> soften_flat_backward(const std::optional<Tensor>& flat, const std::optional<Tensor>& of_fields,
+                                                const std::optional<Tensor>& of_pairs, const Tensor& output,
+                                                const Tensor& sums, const Tensor& order, const Tensor& begins,
+                                                const Tensor& level) {
+  const FlatGradients gradients{flat, of_fields, of_pairs, output, sums, order, begins};
+  check(level, at::kFloat, 2, "level");
+  const int64_t u = gradients.u, d = gradients.d, w = level.size(1);
+  TORCH_CHECK(gradients.by_row && level.size(0) == u && (w == d || w == 1), "shapes do not fit");
+  Tensor of_rows = at::empty({u, d}, output.options()), of_level = at::empty({u, d}, output.options());
+  const float *y = output.const_data_ptr<float>(), *t = level.const_data_ptr<float>();
+  float *pull = of_rows.mutable_data_ptr<float>(), *push = of_level.mutable_data_ptr<float>();
+  const auto push_row = w == 1 ? push_back<0, true> : d == 16 ? push_back<16, false> : push_back<0, false>;
+  gradients.by_rows([=](int64_t k, const float* g) { push_row(g, y + k * d, t + k * w, pull + k * d, push + k * d, d); });
+  return {of_rows, of_level};
+}
+
+// Rows x [U, D] times their gates: v drawn towards zero by level, of rows int64 [U] of the accumulators v [V, D]. -> the
+// product, and the gates.
+std::tuple<Tensor, Tensor> gate(const Tensor& x, const Tensor& accumulators, const Tensor& rows, double level) {
+  check(x, at::kFloat, 2, "x");
+  check(accumulators, at::kFloat, 2, "accumulators");
+  check(rows, at::kLong, 1, "rows");
+  const int64_t u = rows.numel(), d = x.size(1), height = accumulators.size(0);
+  TORCH_CHECK(x.size(0) == u && accumulators.size(1) == d, "shapes do not fit");
+  const float *from = x.const_data_ptr<float>(), *sums = accumulators.const_data_ptr<float>(),
+              limit = static_cast<float>(level);
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  Tensor result = at::empty({u, d}, x.options()), gates = at::empty({u, d}, x.options());
+  float *to = result.mutable_data_ptr<float>(), *factors = gates.mutable_data_ptr<float>();
+  at::parallel_for(0, u, grain(3 * d), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      if (k + kAheadRows < end) __builtin_prefetch(sums + row[k + kAheadRows] * d);
+      const float *v = sums + row_at(row, k, height) * d, *y = from + k * d;
+      float *__restrict__ factor = factors + k * d, *__restrict__ out = to + k * d;
+      for (int64_t j = 0; j < d; ++j) {
+        factor[j] = v[j] - std::min(std::max(v[j], -limit), limit);
+        out[j] = y[j] * factor[j];
+      }
+    }
+  });
+  return {result, gates};
+}
+
+// N candidates x of a row squashed by tanh, and mixed by weights.
+template <int64_t kWidth>
+void squash_row(const float* __restrict__ x, const float* __restrict__ weights, float* __restrict__ y,
+                float* __restrict__ out, int64_t n, int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  for (int64_t c = 0; c < n; ++c) {
+    const float weight = weights[c];
+    for (int64_t j = 0; j < d; ++j) {
+      const float squashed = 2.0f * logistic(2.0f * x[c * d + j]) - 1.0f;
+      y[c * d + j] = squashed;
+      out[j] = c ? out[j] + weight * squashed : weight * squashed;
+    }
+  }
+}
+
 // Candidates [U, N * D] squashed by tanh and mixed by weights [U, N] -> [U, D], and the squashed ones.
 std::tuple<Tensor, Tensor> squash(const Tensor& candidates, const Tensor& weights) {
   check(candidates, at::kFloat, 2, "candidates");
@@ -99,18 +196,26 @@ std::tuple<Tensor, Tensor> squash(const Tensor& candidates, const Tensor& weight
   Tensor mixed = at::empty({u, d}, candidates.options()), squashed = at::empty(candidates.sizes(), candidates.options());
   const float *from = candidates.const_data_ptr<float>(), *by = weights.const_data_ptr<float>();
   float *to = mixed.mutable_data_ptr<float>(), *kept = squashed.mutable_data_ptr<float>();
+  const auto row = d == 16 ? squash_row<16> : squash_row<0>;
   at::parallel_for(0, u, grain(4 * n * d), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const float* __restrict__ x = from + k * n * d;
-      float* __restrict__ y = kept + k * n * d;
-      float* __restrict__ out = to + k * d;
-      for (int64_t j = 0; j < n * d; ++j) y[j] = 2.0f * logistic(2.0f * x[j]) - 1.0f;
-      for (int64_t j = 0; j < d; ++j) out[j] = by[k * n] * y[j];
-      for (int64_t c = 1; c < n; ++c)
-        for (int64_t j = 0; j < d; ++j) out[j] += by[k * n + c] * y[c * d + j];
-    }
+    for (int64_t k = begin; k < end; ++k) row(from + k * n * d, by + k * n, kept + k * n * d, to + k * d, n, d);
   });
   return {mixed, squashed};
+}
+
+// Gradients of one squashed candidate y: of what it was, and of its weight.
+template <int64_t kWidth>
+float squash_row_backward(const float* __restrict__ g, const float* __restrict__ y, float weight, float* __restrict__ out,
+                          int64_t width) {
+  const int64_t d = kWidth ? kWidth : width;
+  constexpr int64_t kParts = 8;  // sums side by side
+  float parts[kParts] = {};
+  const int64_t whole = d / kParts * kParts;
+  for (int64_t j = 0; j < whole; j += kParts)
+    for (int64_t q = 0; q < kParts; ++q) parts[q] += g[j + q] * y[j + q];
+  for (int64_t j = whole; j < d; ++j) parts[0] += g[j] * y[j];
+  for (int64_t j = 0; j < d; ++j) out[j] = weight * g[j] * (1.0f - y[j] * y[j]);
+  return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
 }
 
 // Its gradients: of the candidates, and of the weights.
@@ -125,20 +230,9 @@ std::tuple<Tensor, Tensor> squash_backward(const Tensor& gradient, const Tensor&
   const float *g = gradient.const_data_ptr<float>(), *y = squashed.const_data_ptr<float>(),
               *by = weights.const_data_ptr<float>();
   float *pull = of_candidates.mutable_data_ptr<float>(), *push = of_weights.mutable_data_ptr<float>();
+  const auto back = d == 16 ? squash_row_backward<16> : squash_row_backward<0>;
   at::parallel_for(0, u, grain(3 * n * d), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k)
-      for (int64_t c = 0; c < n; ++c) {
-        const float* __restrict__ t = y + (k * n + c) * d;
-        const float* __restrict__ h = g + k * d;
-        float* __restrict__ out = pull + (k * n + c) * d;
-        const float weight = by[k * n + c];
-        float sum = 0.0f;
-        for (int64_t j = 0; j < d; ++j) {
-          sum += h[j] * t[j];
-          out[j] = weight * h[j] * (1.0f - t[j] * t[j]);
-        }
-        push[k * n + c] = sum;
-      }
+    for (int64_t k = begin * n; k < end * n; ++k) push[k] = back(g + k / n * d, y + k * d, by[k], pull + k * d, d);
   });
   return {of_candidates, of_weights};
 }

@@ -71,21 +71,39 @@ def lay_out(fields: Tensor, numeric: Tensor, pairs: bool = False) -> LaidOut:
 
 def look_up(table: Table, lookup: Lookup, numeric: Tensor, pairs: bool = False) -> LaidOut:
     """:func:`lay_out` of ``table(lookup)``, in one pass over the rows where every bag holds a single one."""
-    several = lookup.begins is not None or isinstance(lookup, PaddedLookup)
-    if several or table.void or not _compiles(dtype := _dtype(numeric), table.weight, numeric):
+    bf16 = None if table.void else in_one_pass(lookup, numeric, table.weight)
+    if bf16 is None:
         return lay_out(table(lookup), numeric, pairs)
     width = flat_width(lookup.shape[1], table.weight.shape[1], numeric.shape[1])
     return LaidOut(*_LookUp.apply(
-        table.weight, lookup, table.mask, numeric.contiguous(), width, pairs, dtype == torch.bfloat16, False))
+        table.weight, lookup.index, lookup, table.mask, numeric.contiguous(), width, pairs, bf16, False))
 
 
 def look_up_rows(rows: Tensor, lookup: Lookup, numeric: Tensor, pairs: bool = False) -> LaidOut:
     """:func:`look_up` where ``rows`` [U, D] are those of ``lookup.segments.rows``, computed for this batch."""
-    if lookup.begins is not None or not _compiles(dtype := _dtype(numeric), rows, numeric):
+    bf16 = in_one_pass(lookup, numeric, rows)
+    if bf16 is None:
         return lay_out(lookup.means_of(rows), numeric, pairs)
     width = flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1])
     return LaidOut(*_LookUp.apply(
-        rows.contiguous(), lookup.compact, None, numeric.contiguous(), width, pairs, dtype == torch.bfloat16, True))
+        rows.contiguous(), lookup.places, lookup, None, numeric.contiguous(), width, pairs, bf16, True))
+
+
+def in_one_pass(lookup: Lookup, *tensors: Tensor) -> bool | None:
+    """Whether the kernel that looks ``tensors`` up and lays them out writes bfloat16; ``None`` if it does not apply."""
+    if lookup.begins is not None or isinstance(lookup, PaddedLookup):
+        return None
+    dtype = _dtype(tensors[0])
+    return dtype == torch.bfloat16 if _compiles(dtype, *tensors) else None
+
+
+def gathered(rows: Tensor, index: Tensor, numeric: Tensor, width: int, pairs: bool,
+             bf16: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The forms of :class:`LaidOut` that rows of a table have: [B, F, D], [B, W], [B]; and sums of fields [B, D]."""
+    fields, flat, pair_sum, total = compiled().gather_flat(rows, index, numeric, width, pairs, bf16)
+    # In float32 the fields lie in flat; to autograd they are a tensor of their own, since nothing writes to either.
+    fields = fields.new_empty(0).set_(fields.untyped_storage(), fields.storage_offset(), fields.shape, fields.stride())
+    return fields, flat, pair_sum, total
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -98,7 +116,8 @@ def _compiles(dtype: torch.dtype, *tensors: Tensor) -> bool:
             and kernels(*tensors) is not None)
 
 
-def _contiguous(gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+def contiguous(gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """As the kernels read them."""
     return [None if g is None else g.contiguous() for g in gradients]
 
 
@@ -116,7 +135,7 @@ class _LayOut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
         fields, total = ctx.saved_tensors
-        flat, pair_sum = _contiguous(gradients)
+        flat, pair_sum = contiguous(gradients)
         if flat is None:
             flat = fields.new_zeros(len(fields), fields[0].numel())
         if pair_sum is None:
@@ -127,26 +146,23 @@ class _LayOut(torch.autograd.Function):
 class _LookUp(torch.autograd.Function):
     """A table's rows in all forms; the gradient by rows comes from those of all forms in one pass.
 
-    It is sparse unless the look-ups reach every row of the table.
+    ``index`` is where ``lookup`` finds its rows in the table. The gradient is sparse unless they are all there is.
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, lookup: Lookup, mask: Tensor | None, numeric: Tensor, width: int,
-                pairs: bool, bf16: bool, every_row: bool) -> tuple[Tensor, Tensor, Tensor]:
-        fields, flat, pair_sum, total = compiled().gather_flat(table, lookup.index, numeric, width, pairs, bf16)
-        # In float32 the fields lie in flat; to autograd they are a tensor of their own, since nothing writes to either.
-        fields = fields.new_empty(0).set_(
-            fields.untyped_storage(), fields.storage_offset(), fields.shape, fields.stride())
+    def forward(ctx: Any, table: Tensor, index: Tensor, lookup: Lookup, mask: Tensor | None, numeric: Tensor,
+                width: int, pairs: bool, bf16: bool, every_row: bool) -> tuple[Tensor, Tensor, Tensor]:
+        fields, flat, pair_sum, total = gathered(table, index, numeric, width, pairs, bf16)
         ctx.lookup, ctx.mask, ctx.size, ctx.every_row = lookup, mask, table.shape, every_row
-        ctx.save_for_backward(fields, total)
+        ctx.save_for_backward(table if every_row else fields, total)
         ctx.set_materialize_grads(False)
         return fields, flat, pair_sum
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, total = ctx.saved_tensors
-        fields, flat, pair_sum = _contiguous(gradients)
+        fields, flat, pair_sum = contiguous(gradients)
         segments = ctx.lookup.segments
         values = compiled().gather_flat_backward(
             flat, fields, pair_sum, saved, total, segments.order, segments.begins)
-        return values if ctx.every_row else by_rows(segments, values, ctx.size, ctx.mask), *[None] * 7
+        return values if ctx.every_row else by_rows(segments, values, ctx.size, ctx.mask), *[None] * 8

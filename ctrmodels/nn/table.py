@@ -6,7 +6,7 @@ Notation: B rows, F fields, n look-ups, U distinct rows among them, V rows of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -82,26 +82,30 @@ class Lookup:
         return Lookup(rows(self.index), self.begins, self.shape)
 
     @cached_property
-    def compact(self) -> Lookup:
-        """The same look-ups in a table of this batch's distinct rows alone, as ``segments.rows`` lists them."""
-        rows, order, begins = self.segments.rows, self.segments.order, self.segments.begins
+    def places(self) -> Tensor:
+        """int32 [n]: where each look-up finds its row among ``segments.rows``."""
+        order, begins = self.segments.order, self.segments.begins
         compiled = kernels(order)
         if compiled:
-            place = compiled.places(order, begins)
-        else:
-            counts = torch.cat([begins, begins.new_tensor([len(order)])]).diff()
-            place = torch.empty_like(order)
-            place[order.long()] = torch.repeat_interleave(counts, output_size=len(order)).int()
-        found = Lookup(place, self.begins, self.shape)
-        found.segments = Segments(torch.arange(len(rows), device=rows.device), order, self.segments.bags, begins)
+            return compiled.places(order, begins)
+        counts = torch.cat([begins, begins.new_tensor([len(order)])]).diff()
+        place = torch.empty_like(order)
+        place[order.long()] = torch.repeat_interleave(counts, output_size=len(order)).int()
+        return place
+
+    @cached_property
+    def compact(self) -> Lookup:
+        """The same look-ups in a table of this batch's distinct rows alone, as ``segments.rows`` lists them."""
+        rows = torch.arange(len(self.segments.rows), device=self.index.device)
+        found = Lookup(self.places, self.begins, self.shape)
+        found.segments = replace(self.segments, rows=rows)
         return found
 
     def means_of(self, rows: Tensor) -> Tensor:
         """Mean of each bag's ``rows`` [U, D], which are those of ``segments.rows``: [B, F, D]."""
-        place = self.compact.index
         if self.begins is None:
-            return F.embedding(place, rows).view(*self.shape, -1)
-        return F.embedding_bag(place, rows, self.begins, mode="mean").view(*self.shape, -1)
+            return F.embedding(self.places, rows).view(*self.shape, -1)
+        return F.embedding_bag(self.places, rows, self.begins, mode="mean").view(*self.shape, -1)
 
 
 def _grouped(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,18 @@ from ctrmodels.native import kernels
 from ctrmodels.training.optimisers import RowWise, touched
 
 Number = TypeVar("Number", float, Tensor)
+
+
+class Late(NamedTuple):
+    """What the kernels of :class:`CoupledAdam` take, beside the table.
+
+    Attributes:
+        state: the moments [V, D], and int32 [V] how many steps each row has taken.
+        settings: learning rate, betas, epsilon, decay, steps so far.
+    """
+
+    state: tuple[Tensor, Tensor, Tensor]
+    settings: tuple[float, float, float, float, float, int]
 
 
 class GRDA(torch.optim.Optimizer):
@@ -90,7 +102,11 @@ class RowGRDA(GRDA):
             for v in group["params"]:
                 if v.grad is not None:
                     rows, gradient = touched(v.grad)
-                    v.index_add_(0, rows, gradient, alpha=-group["gamma"])
+                    compiled = kernels(v)
+                    if compiled:
+                        compiled.descend(v, rows, gradient.contiguous(), group["gamma"])
+                    else:
+                        v.index_add_(0, rows, gradient, alpha=-group["gamma"])
         return loss
 
 
@@ -134,14 +150,21 @@ class CoupledAdam(RowWise):
                     late = torch.arange(len(table), device=table.device) if rows is None else rows
                     self._move(table, late, None, self.state[table], group)
 
+    def late(self, table: Tensor) -> Late | None:
+        """What it takes to bring rows of ``table`` to the present, where all are before its first step: ``None``."""
+        for group in self.param_groups:
+            if any(table is t for t in group["params"]) and self.state[table]:
+                return _late(self.state[table], group)
+        return None
+
     @staticmethod
     def _move(table: Tensor, rows: Tensor, gradient: Tensor | None, state: dict[str, Tensor],
               group: dict[str, Any]) -> None:
         (beta1, beta2), step = group["betas"], int(state["step"])
         compiled = kernels(table)
         if compiled:
-            compiled.coupled_adam(table, state["exp_avg"], state["exp_avg_sq"], state["last"], rows, gradient,
-                                  group["lr"], beta1, beta2, group["eps"], group["weight_decay"], step)
+            late = _late(state, group)
+            compiled.coupled_adam(table, *late.state, rows, gradient, *late.settings)
             return
         whole = (table, state["exp_avg"], state["exp_avg_sq"])
         value, mean, square = (t.index_select(0, rows) for t in whole)
@@ -171,3 +194,8 @@ class CoupledAdam(RowWise):
         for t, part in zip(whole, (value, mean, square), strict=True):
             t.index_copy_(0, rows, part)
         state["last"][rows] = step
+
+
+def _late(state: dict[str, Tensor], group: dict[str, Any]) -> Late:
+    return Late((state["exp_avg"], state["exp_avg_sq"], state["last"]),
+                (group["lr"], *group["betas"], group["eps"], group["weight_decay"], int(state["step"])))

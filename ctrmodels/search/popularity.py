@@ -31,7 +31,8 @@ def bucket(occurrences: Tensor) -> Tensor:
     Buckets are this wide because each has to learn its width from its own events: with narrower ones, neighbours of
     equal need come out in random order.
     """
-    return (torch.log2(1.0 + occurrences.double()) / 3).long().clamp_(max=BUCKETS - 1)
+    begins = torch.tensor([8**k - 1 for k in range(1, BUCKETS)], device=occurrences.device)
+    return torch.bucketize(occurrences, begins, right=True)
 
 
 class PopularityController(nn.Module):
@@ -58,14 +59,13 @@ class PopularityController(nn.Module):
         nn.init.zeros_(last.bias)
         self.decide = nn.Sequential(nn.LayerNorm(hidden), nn.Tanh(), last, nn.Softmax(1))
 
-    def forward(self, occurrences: Tensor, last_alpha: Tensor, last_loss: Tensor) -> Tensor:
-        """int [U], [U, N], [U, 1] → [U, N], rows sum to 1."""
+    def forward(self, occurrences: Tensor, *seen: Tensor) -> Tensor:
+        """int [U] and, if the context is read, [U, N] and [U, 1] → [U, N], rows sum to 1."""
         place = bucket(occurrences)
         of_bucket = self.popularity(torch.arange(BUCKETS, device=place.device))
         if self.context is None:
             return cast(Tensor, self.decide(of_bucket).index_select(0, place))
-        seen = self.context(torch.cat([last_alpha, last_loss], 1))
-        return cast(Tensor, self.decide(of_bucket.index_select(0, place) + seen))
+        return cast(Tensor, self.decide(of_bucket.index_select(0, place) + self.context(torch.cat(seen, 1))))
 
 
 def squashed_mixture(candidates: Tensor, weights: Tensor) -> Tensor:
@@ -172,11 +172,11 @@ class PopularityMixture(RowEmbedding):
         """What each candidate weighs for the ids ``rows`` [U] of ``spaces`` [U]: [U, N], 0 where no part is taken."""
         found = self.last_alpha.new_zeros(len(rows), len(self.candidates))
         sides = self.side_of.index_select(0, spaces)
+        read = (self.occurrences, self.last_alpha, self.last_loss) if self.context else (self.occurrences,)
         for side, controller in enumerate(self.controllers):
             place = (sides == side).nonzero().squeeze(1)
             mine = rows.index_select(0, place)
-            alpha = controller(*(b.index_select(0, mine) for b in (self.occurrences, self.last_alpha, self.last_loss)))
-            found = found.index_copy(0, place, alpha)
+            found = found.index_copy(0, place, controller(*(b.index_select(0, mine) for b in read)))
         return found
 
     def rows(self, touched: Touched) -> Tensor:
@@ -184,7 +184,8 @@ class PopularityMixture(RowEmbedding):
         values, n = touched.of(self.table), len(self.candidates)
         # The candidates lie side by side, and so do their maps: one product per id space.
         maps = torch.cat([F.pad(p, (i * self.dim, (n - 1 - i) * self.dim)) for i, p in enumerate(self.projections)], 1)
-        wide = touched.times(values[:, :sum(self.candidates)], maps)
+        side_by_side = values if len(maps[0]) == values.shape[1] else values[:, :len(maps[0])]
+        wide = touched.times(side_by_side, maps)
         wide = self.norm(wide, touched, torch.ones_like(self.norm.mean))
         mixed = squashed_mixture(wide, self.alphas(touched.rows, touched.spaces))
         if all(self.taking):

@@ -20,7 +20,7 @@ from ctrmodels.training.trainer import Trainer, seed_everything
 
 # Rows whose values are counted to see whether a target is reached. Ids fall in frequency, so evenly spaced rows are a
 # fair sample.
-SAMPLE = 1 << 15
+SAMPLE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class PEP:
         selection = self.thresholds_optimiser(embedding.parameter, embedding.by_row, trainer.planned)
         trainer.optimisers.add_architecture(selection)
         if isinstance(selection, CoupledAdam):
-            embedding.before_reading = selection.catch_up
+            embedding.optimiser = selection
         every = max(1, train.steps(0) // self.checks)
         progress = Progress(self, seed, trainer, checkpoint)
         found, share = progress.found, 1.0

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
 from ctrmodels.data.schema import Schema
+from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.embedding import INIT_SD
 from ctrmodels.nn.rows import RowEmbedding, RowNorm, Touched
-from ctrmodels.nn.table import Table
+from ctrmodels.nn.table import Segments, Table, by_rows
+
+
+class _Gated(torch.autograd.Function):
+    """Rows [U, D] times the gates of accumulators [V, D], which get the gradients of gates, also of those at zero."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, accumulators: Tensor, segments: Segments, level: float) -> Tensor:
+        out, gates = compiled().gate(rows.contiguous(), accumulators, segments.rows, level)
+        ctx.segments, ctx.size = segments, accumulators.shape
+        ctx.save_for_backward(rows, gates)
+        return cast(Tensor, out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, gates = ctx.saved_tensors
+        return gradients[0] * gates, by_rows(ctx.segments, gradients[0] * rows, ctx.size), None, None
 
 
 class GatedEmbedding(RowEmbedding):
@@ -50,10 +69,12 @@ class GatedEmbedding(RowEmbedding):
         values = touched.of(self.table)
         if not isinstance(self.gates, Table):
             return self.norm(values, touched, self.gates)
+        values = self.norm(values, touched, torch.ones_like(self.norm.mean))
+        if kernels(values):
+            return cast(Tensor, _Gated.apply(values, self.gates.weight, touched.segments, float(self.level)))
         accumulated = touched.of(self.gates)
         # Dual averaging adds up the gradients of the gate, also where it is zero: so a gate can come back.
-        gates = accumulated + (self.thresholded(accumulated) - accumulated).detach()
-        return self.norm(values, touched, torch.ones_like(self.norm.mean)) * gates
+        return values * (accumulated + (self.thresholded(accumulated) - accumulated).detach())
 
     def thresholded(self, accumulated: Tensor) -> Tensor:
         """The gates of accumulators."""

@@ -2,37 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.embedding import INIT_SD
+from ctrmodels.nn.flat import LaidOut, contiguous, flat_width, gathered, in_one_pass
 from ctrmodels.nn.rows import RowEmbedding, Touched
-from ctrmodels.nn.table import Segments, Table, by_rows
+from ctrmodels.nn.table import Lookup, Segments, Table, by_rows
+from ctrmodels.search.optimiser import CoupledAdam, Late
 
 Granularity = Literal["global", "dimension", "field", "field_dimension", "value", "value_dimension"]
 
 
+def _soften(table: Tensor, thresholds: Tensor, rows: Tensor, late: Late | None) -> tuple[Tensor, Tensor]:
+    """:func:`soft_threshold` of ``rows`` with thresholds of their own, in one pass over both tables, and their level.
+
+    Thresholds that are ``late`` are brought to the present on the way.
+    """
+    if late is None:
+        return cast(tuple[Tensor, Tensor], compiled().soften(table, thresholds, rows))
+    return cast(tuple[Tensor, Tensor], compiled().soften_late(table, thresholds, *late.state, rows, *late.settings))
+
+
+def _gradients(by_value: tuple[Tensor, Tensor], segments: Segments,
+               sizes: tuple[torch.Size, torch.Size]) -> tuple[Tensor, Tensor]:
+    """Of both tables, from those of the touched rows' values and thresholds, [U, D] each."""
+    of_value, of_threshold = by_value
+    if sizes[1][1] == 1:
+        of_threshold = of_threshold.sum(1, keepdim=True)
+    return by_rows(segments, of_value, sizes[0]), by_rows(segments, of_threshold, sizes[1])
+
+
 class _SoftRows(torch.autograd.Function):
-    """:func:`soft_threshold` of touched rows with thresholds of their own, in one pass over both tables."""
+    """The rows of a batch, softened: [U, D]."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, thresholds: Tensor, segments: Segments) -> Tensor:
-        out, level = compiled().soften(table, thresholds, segments.rows)
+    def forward(ctx: Any, table: Tensor, thresholds: Tensor, segments: Segments, late: Late | None) -> Tensor:
+        out, level = _soften(table, thresholds, segments.rows, late)
         ctx.segments, ctx.sizes = segments, (table.shape, thresholds.shape)
         ctx.save_for_backward(out, level)
-        return cast(Tensor, out)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        of_value, of_threshold = compiled().soften_backward(gradients[0].contiguous(), *ctx.saved_tensors)
-        if ctx.sizes[1][1] == 1:
-            of_threshold = of_threshold.sum(1, keepdim=True)
-        return (by_rows(ctx.segments, of_value, ctx.sizes[0]), by_rows(ctx.segments, of_threshold, ctx.sizes[1]), None)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = compiled().soften_backward(gradients[0].contiguous(), *ctx.saved_tensors)
+        return *_gradients(found, ctx.segments, ctx.sizes), None, None
+
+
+class _SoftLookUp(torch.autograd.Function):
+    """The softened rows in all forms that models read; both gradients come from those of all forms in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, thresholds: Tensor, lookup: Lookup, late: Late | None, numeric: Tensor,
+                pairs: bool, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
+        rows, level = _soften(table, thresholds, lookup.segments.rows, late)
+        width = flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1])
+        fields, flat, pair_sum, total = gathered(rows, lookup.places, numeric, width, pairs, bf16)
+        ctx.segments, ctx.sizes = lookup.segments, (table.shape, thresholds.shape)
+        ctx.save_for_backward(rows, total, level)
+        ctx.set_materialize_grads(False)
+        return fields, flat, pair_sum
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, total, level = ctx.saved_tensors
+        fields, flat, pair_sum = contiguous(gradients)
+        found = compiled().soften_flat_backward(
+            flat, fields, pair_sum, rows, total, ctx.segments.order, ctx.segments.begins, level)
+        return *_gradients(found, ctx.segments, ctx.sizes), *[None] * 5
 
 
 def soft_threshold(values: Tensor, thresholds: Tensor) -> Tensor:
@@ -54,7 +96,7 @@ class SoftThresholdEmbedding(RowEmbedding):
             ``value`` (an id's row), or per ``value_dimension``.
 
     Attributes:
-        before_reading: called with the rows of a batch before their own thresholds are read, which may be behind.
+        optimiser: of thresholds of their own, if it leaves those behind that no batch touches: they catch up when read.
     """
 
     def __init__(self, schema: Schema, dim: int, threshold_init: float,
@@ -62,7 +104,7 @@ class SoftThresholdEmbedding(RowEmbedding):
         super().__init__(schema, dim)
         self.table = Table(schema.total_vocab, dim, INIT_SD)
         self.granularity = granularity
-        self.before_reading: Callable[[Tensor], None] | None = None
+        self.optimiser: CoupledAdam | None = None
         width = dim if granularity.endswith("dimension") else 1
         if granularity.startswith("value"):
             self.thresholds: nn.Parameter | Table = Table(schema.total_vocab, width)
@@ -84,13 +126,25 @@ class SoftThresholdEmbedding(RowEmbedding):
     def rows(self, touched: Touched) -> Tensor:
         """[U, D]."""
         if isinstance(self.thresholds, Table):
-            if self.before_reading is not None:
-                self.before_reading(touched.rows)
             if kernels(self.thresholds.weight):
-                return cast(Tensor, _SoftRows.apply(self.table.weight, self.thresholds.weight, touched.segments))
+                return cast(Tensor, _SoftRows.apply(
+                    self.table.weight, self.thresholds.weight, touched.segments, self._late()))
+            if self.optimiser is not None:
+                self.optimiser.catch_up(touched.rows)
             return soft_threshold(touched.of(self.table), touched.of(self.thresholds))
         thresholds = touched.by_space(self.thresholds) if len(self.thresholds) > 1 else self.thresholds
         return soft_threshold(touched.of(self.table), thresholds)
+
+    def laid_out(self, batch: Batch, lookup: Lookup, numeric: Tensor, pairs: bool) -> LaidOut:
+        """See :class:`~ctrmodels.nn.embedding.FieldEmbedding`."""
+        bf16 = in_one_pass(lookup, numeric, self.table.weight) if self.by_row else None
+        if bf16 is None:
+            return super().laid_out(batch, lookup, numeric, pairs)
+        return LaidOut(*_SoftLookUp.apply(
+            self.table.weight, self.parameter, lookup, self._late(), numeric.contiguous(), pairs, bf16))
+
+    def _late(self) -> Late | None:
+        return None if self.optimiser is None else self.optimiser.late(self.parameter)
 
     @torch.no_grad()
     def margins(self, every: int = 1) -> Tensor:
@@ -100,4 +154,4 @@ class SoftThresholdEmbedding(RowEmbedding):
             thresholds = torch.repeat_interleave(thresholds, self.bounds.diff(), 0)
         if len(thresholds) > 1:
             thresholds = thresholds[::every]
-        return self.table.weight[::every].abs() / torch.sigmoid(thresholds)
+        return self.table.weight[::every].abs() / torch.sigmoid(thresholds.contiguous())

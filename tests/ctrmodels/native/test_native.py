@@ -331,6 +331,24 @@ def test_rows_that_never_moved_catch_up_as_each_does_alone(operations) -> None:
         assert torch.equal(together, each)
 
 
+@pytest.mark.parametrize("width", [16, 5])
+def test_thresholds_that_are_late_soften_as_if_they_had_caught_up_before(operations, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    n, step = 60, 90
+    table = 0.02 * torch.randn(n, width, generator=generator)
+    last = torch.randint(0, step + 1, (n,), generator=generator, dtype=torch.int32)
+    first = torch.where(last.unsqueeze(1) > 0, 1e-5 * torch.randn(n, width, generator=generator), 0.0)
+    state = [torch.randn(n, width, generator=generator) - 5, first, first.square(), last]
+    rows, settings = torch.arange(0, n, 2), (0.02, 0.9, 0.999, 1e-8, 1e-5, step)
+    apart, at_once = ([t.clone() for t in state] for _ in range(2))
+    operations.coupled_adam(*apart, rows, None, *settings)
+    expected = operations.soften(table, apart[0], rows)
+    found = operations.soften_late(table, *at_once, rows, *settings)
+    for a, b in zip([*expected, *apart], [*found, *at_once], strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(at_once[0], state[0]) and torch.equal(at_once[0][1::2], state[0][1::2])
+
+
 def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
     """Also with more threads than this machine has: how work is split never decides how numbers are added up."""
     data = planted_pairs(0, rows=6000)

@@ -95,3 +95,29 @@ def test_accumulators_by_row_are_the_gates_of_dual_averaging():
     embedding = GatedEmbedding(planted_ranks(0, rows=500).schema, dim, True, 0.6)
     embedding.level = lazy.level
     assert torch.allclose(embedding.thresholded(by_row), dense, atol=1e-5) and (dense == 0).any()
+
+
+def test_compiled_gates_of_single_ids_are_those_of_torch(request):
+    """Also those that are zero, whose accumulators move all the same."""
+    log = planted_head(0, rows=2000)
+    host = Host("click", dim=8, hidden=(4,))
+
+    def after_steps():
+        torch.manual_seed(0)
+        embedding = GatedEmbedding(log.schema, 8, True, 0.2)
+        network = host.build(log.schema, ArchSpec.dense(log.schema, 8), embedding)
+        selection = RowGRDA([embedding.parameter], 0.4, 10, gamma=20.0)
+        for step in range(6):
+            embedding.level = selection.level
+            network.zero_grad()
+            network.loss(log.roles["train"].take(slice(100 * step, 100 * step + 100))).backward()
+            selection.step()
+        gradients = [p.grad.to_dense() for p in (embedding.table.weight, embedding.parameter)]
+        return [*gradients, embedding.parameter.detach(), embedding.kept()]
+
+    ours = after_steps()
+    request.getfixturevalue("torch_alone")
+    theirs = after_steps()
+    assert not ours[-1].all() and (ours[1] != 0)[~ours[-1]].any()
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4 * float(b.float().abs().max()))

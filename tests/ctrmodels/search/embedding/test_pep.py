@@ -173,16 +173,24 @@ def test_every_granularity_prunes_to_the_size_that_was_asked_for(fm_host, granul
     assert spec.alloc.mask.mean() == pytest.approx(0.95, abs=1e-3)
 
 
-def test_compiled_thresholds_are_those_of_torch(request):
+@pytest.mark.parametrize("dim", [8, 16])
+def test_compiled_thresholds_are_those_of_torch(dim, request):
+    """Also when several batches leave thresholds behind, which catch up as they are read."""
     log = planted_head(0, rows=2000)
-    host = Host("click", dim=8, hidden=(4,))
+    host = Host("click", dim=dim, hidden=(4,))
 
     def gradients(granularity):
         torch.manual_seed(0)
-        embedding = SoftThresholdEmbedding(log.schema, 8, -4.6, granularity)
-        network = host.build(log.schema, ArchSpec.dense(log.schema, 8), embedding)
-        network.loss(log.roles["train"].take(slice(0, 500))).backward()
-        return [p.grad.to_dense() for p in (embedding.table.weight, embedding.parameter)]
+        embedding = SoftThresholdEmbedding(log.schema, dim, -4.6, granularity)
+        network = host.build(log.schema, ArchSpec.dense(log.schema, dim), embedding)
+        optimiser = SEARCH.thresholds_optimiser(embedding.parameter, embedding.by_row, 100)
+        embedding.optimiser = optimiser if embedding.by_row else None
+        for step in range(4):
+            network.zero_grad()
+            network.loss(log.roles["train"].take(slice(100 * step, 100 * step + 100))).backward()
+            optimiser.step()
+        found = [p.grad.to_dense() for p in (embedding.table.weight, embedding.parameter)]
+        return [*found, embedding.parameter.detach()]
 
     ours = [g for kind in ("value", "value_dimension", "field") for g in gradients(kind)]
     request.getfixturevalue("torch_alone")
