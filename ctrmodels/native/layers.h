@@ -144,6 +144,7 @@ void gather_flat_rows(const T* flat, const float* of_fields, const float* of_pai
           for (int64_t j = 0; j < d; ++j) sum[j] += static_cast<float>(g[j]);
         }
         if (of_fields) {
+          if (i + kAheadRows < n) __builtin_prefetch(of_fields + static_cast<int64_t>(order[i + kAheadRows]) * d);
           const float* g = of_fields + static_cast<int64_t>(order[i]) * d;
           for (int64_t j = 0; j < d; ++j) sum[j] += g[j];
         }
