@@ -5,6 +5,7 @@
 
 #include <torch/library.h>
 
+#include "gated.h"
 #include "id_spaces.h"
 #include "interactions.h"
 #include "layers.h"
@@ -61,10 +62,12 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def(
       "products_backward(Tensor gradient, int column, Tensor fields, Tensor? weights, Tensor slots) -> (Tensor of_fields, "
       "Tensor of_weights)");
-  m.def("gated_norm(Tensor x, Tensor gates, Tensor eps) -> (Tensor result, Tensor means, Tensor variances)");
   m.def(
-      "gated_norm_backward(Tensor gradient, Tensor x, Tensor gates, Tensor eps, Tensor means, Tensor variances) -> "
-      "(Tensor of_x, Tensor of_gates)");
+      "gated_products(Tensor fields, Tensor? weights, Tensor slots, Tensor gates, Tensor eps) -> (Tensor result, Tensor "
+      "means, Tensor variances)");
+  m.def(
+      "gated_products_backward(Tensor gradient, Tensor fields, Tensor? weights, Tensor slots, Tensor gates, Tensor eps, "
+      "Tensor means, Tensor variances) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
@@ -98,6 +101,6 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("take", take);
   m.impl("products", products);
   m.impl("products_backward", products_backward);
-  m.impl("gated_norm", gated_norm);
-  m.impl("gated_norm_backward", gated_norm_backward);
+  m.impl("gated_products", gated_products);
+  m.impl("gated_products_backward", gated_products_backward);
 }

@@ -203,6 +203,7 @@ void FlatGradients::rows_of(const T* from, const Finish& finish) const {
           for (int64_t j = 0; j < d; ++j) sum[j] += static_cast<float>(g[j]);
         }
         if (g_fields) {
+          if (i + kAheadRows < n) __builtin_prefetch(g_fields + static_cast<int64_t>(order[i + kAheadRows]) * d);
           const float* g = g_fields + static_cast<int64_t>(order[i]) * d;
           for (int64_t j = 0; j < d; ++j) sum[j] += g[j];
         }

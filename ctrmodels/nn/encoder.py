@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from ctrmodels.allocation import Alloc, CentralResidual, FieldDimMask, PerBucket
 from ctrmodels.archspec import MAIN, ArchSpec, Interaction
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
-from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.dropout import Dropout
 from ctrmodels.nn.embedding import (
     INIT_SD,
@@ -28,7 +27,7 @@ from ctrmodels.nn.embedding import (
 )
 from ctrmodels.nn.flat import LaidOut, appended, appended_width, flat_width, lay_out
 from ctrmodels.nn.group import Groups
-from ctrmodels.nn.interaction import Products
+from ctrmodels.nn.interaction import Interacting, Products
 from ctrmodels.nn.micronet import MicroNets
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.residual import ResidualEmbedding
@@ -44,7 +43,8 @@ class Encoded:
         fields: [B, F, D] embedding of every field.
         flat: [B, W] fields laid side by side, the numeric values, and what groups of fields and micro-networks give;
             what an MLP reads.
-        products: [B, M] one number per interaction of the spec that is no micro-network.
+        interactions: those of the spec that are no micro-networks, of every encoder: of one, unless each objective has
+            its own.
         pair_sum: [B] sum of all fields' pairs; empty unless the encoder was asked for it.
         penalty: scalar, ``l2`` times the squared norm of the embeddings, per row, and what the embedding adds of its
             own; part of every loss.
@@ -57,13 +57,18 @@ class Encoded:
 
     fields: Tensor
     flat: Tensor
-    products: Tensor
+    interactions: Sequence[Interacting]
     pair_sum: Tensor
     penalty: Tensor
     lookup: Lookup
     numeric: Tensor
     batch: Batch
     steps: Callable[[str], Tensor]
+
+    @property
+    def products(self) -> Tensor:
+        """[B, M] one number per interaction, computed at every reading."""
+        return torch.cat([own.values() for own in self.interactions], dim=1)
 
 
 def build_embedding(schema: Schema, alloc: Alloc | None, out_dim: int) -> FieldEmbedding:
@@ -155,14 +160,13 @@ class FeatureEncoder(nn.Module):
     def _encoded(self, batch: Batch, lookup: Lookup, laid: LaidOut, tables: Mapping[str, Tensor]) -> Encoded:
         fields, flat, pair_sum, own = laid
         by_name = {MAIN: fields, **tables}
-        products = self.products(by_name) if self.n_products else fields.new_zeros(fields.shape[0], 0)
         penalty = fields.new_zeros(())
         if self.l2:
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
         flat = self.dropout(appended(flat, [*self.groups(by_name), *self.micronets(fields)]))
-        return Encoded(fields, flat, products, pair_sum, penalty, lookup, batch.numeric, batch,
-                       partial(self.embedding.steps, batch))
+        return Encoded(fields, flat, [Interacting(self.products, by_name)], pair_sum, penalty, lookup, batch.numeric,
+                       batch, partial(self.embedding.steps, batch))
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
         """[B, F, D] and [B, N] → [B, W], with dropout."""
@@ -235,29 +239,16 @@ class ProductNorm(BatchNorm):
         assert centre is not None and variance is not None
         return (x - centre) * (variance + self.epsilon).rsqrt()
 
-    def gated(self, x: Tensor, gates: Tensor) -> Tensor:
-        """Sum of the normalised interactions by their ``gates`` [M, K]: [B, M] → [B, K]."""
-        if not (self.training and gates.shape[1] == 1 and ranks.count() == 1 and kernels(x)):
-            return self(x) @ gates
-        total, centre, variance = _GatedNorm.apply(x.float().contiguous(), gates.squeeze(1), self.epsilon)
-        self.follow(centre, variance, len(x))
-        return cast(Tensor, total).unsqueeze(1)
-
-
-class _GatedNorm(torch.autograd.Function):
-    """The training form of :meth:`ProductNorm.gated` for one output, which writes no normalised product."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gates: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gates = gates.contiguous()
-        total, centre, variance = compiled().gated_norm(x, gates, epsilon)
-        ctx.save_for_backward(x, gates, epsilon, centre, variance)
-        ctx.mark_non_differentiable(centre, variance)
-        return total, centre, variance
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *compiled().gated_norm_backward(gradients[0].contiguous(), *ctx.saved_tensors), None
+    def gated(self, interactions: Interacting, gates: Tensor) -> Tensor:
+        """Sum of the normalised interactions by their ``gates`` [M, K] → [B, K]."""
+        fused = None
+        if self.training and gates.shape[1] == 1 and ranks.count() == 1:
+            fused = interactions.gated(gates.squeeze(1), self.epsilon)
+        if fused is None:
+            return self(interactions.values()) @ gates
+        total, centre, variance = fused
+        self.follow(centre, variance, len(total))
+        return total.unsqueeze(1)
 
 
 class WideHead(FirstOrder):
@@ -279,4 +270,7 @@ class WideHead(FirstOrder):
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
         out = super().forward(encoded)
-        return out if self.norm is None else out + self.norm.gated(encoded.products, self.gates)
+        if self.norm is None:
+            return out
+        interactions, = encoded.interactions
+        return out + self.norm.gated(interactions, self.gates)

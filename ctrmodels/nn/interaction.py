@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations as choose
 from typing import Any, cast
 
@@ -99,6 +101,33 @@ class _CompiledProducts(torch.autograd.Function):
             found += [of_vectors, None if w is None else of_weights]
             column += s.shape[1]
         return tuple(found)
+
+
+class _GatedProducts(torch.autograd.Function):
+    """Products of one kind, normalised over the batch and added up by their gates: none of them is ever written down.
+
+    ``y_b = sum_m gate_m (x_bm - mean_m) (variance_m + eps_m)^(-1/2)``; forward and backward compute x twice each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, fields: Tensor, weights: Tensor | None, slots: Tensor, gates: Tensor,
+                epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Operands of a kind, ``gates`` [M] and ``epsilon`` [M]: → [B], and means and variances [M]."""
+        if fields.stride()[1:] != (fields.shape[2], 1):
+            fields = fields.contiguous()
+        weights, gates = None if weights is None else weights.contiguous(), gates.contiguous()
+        total, centre, variance = compiled().gated_products(fields, weights, slots, gates, epsilon)
+        ctx.slots = slots
+        ctx.save_for_backward(fields, weights, gates, epsilon, centre, variance)
+        ctx.mark_non_differentiable(centre, variance)
+        return total, centre, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        fields, weights, *others = ctx.saved_tensors
+        of_fields, of_weights, of_gates = compiled().gated_products_backward(
+            gradients[0].contiguous(), fields, weights, ctx.slots, *others)
+        return of_fields, None if weights is None else of_weights, None, of_gates, None
 
 
 def _product(fields: Tensor, slots: Tensor) -> Tensor:
@@ -259,6 +288,7 @@ class Products(nn.Module):
         dims: width of every embedding by name.
     """
 
+    places: Tensor
     order: Tensor
 
     def __init__(self, interactions: Sequence[Interaction], n_fields: int, dims: Mapping[str, int]) -> None:
@@ -283,6 +313,7 @@ class Products(nn.Module):
             else:
                 raise ValueError(f"{op} does not give one number")
         found = torch.tensor([p for places in kinds.values() for p in places], dtype=torch.long)
+        self.register_buffer("places", found, persistent=False)  # of what the parts give, one after the other
         self.register_buffer("order", found.argsort(), persistent=False)
         self.in_order = bool((self.order.diff() == 1).all())
 
@@ -291,20 +322,71 @@ class Products(nn.Module):
 
     def forward(self, fields: Mapping[str, Tensor]) -> Tensor:
         """[B, F, D] of every embedding by name → [B, M], in the order of the interactions."""
-        parts = [(cast(InnerProducts, part), fields[table])
-                 for table, part in zip(self.tables, self.parts, strict=True)]
-        if kernels(*(x for _, x in parts)):
-            operands = [part.operands(x) for part, x in parts]
+        if not len(self):
+            return next(iter(fields.values())).new_zeros(len(next(iter(fields.values()))), 0)
+        if self.compiles(fields):
+            operands = self._operands(fields)
             slots = tuple(s for _, _, s in operands)
             found = cast(Tensor, _CompiledProducts.apply(slots, *(t for x, w, _ in operands for t in (x, w))))
         else:
-            found = torch.cat([part(x) for part, x in parts], 1)
+            found = torch.cat([part(fields[table]) for table, part in zip(self.tables, self.parts, strict=True)], 1)
         return found if self.in_order else found.index_select(1, self.order)
+
+    def compiles(self, fields: Mapping[str, Tensor]) -> bool:
+        """Whether compiled kernels read these."""
+        return kernels(*(fields[table] for table in self.tables)) is not None
+
+    def gated(self, fields: Mapping[str, Tensor], gates: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum of all interactions, normalised over the batch, by their gates; by the compiled kernels.
+
+        Args:
+            fields: [B, F, D] of every embedding by name.
+            gates: [M].
+            epsilon: [M], beside the variances.
+
+        Returns:
+            [B], and means and variances [M] of the interactions.
+        """
+        if not self.in_order:
+            gates, epsilon = gates.index_select(0, self.places), epsilon.index_select(0, self.places)
+        operands = self._operands(fields)
+        sizes = [slots.shape[1] for _, _, slots in operands]
+        total, *moments = zip(*(_GatedProducts.apply(*own, g, e) for own, g, e in zip(
+            operands, gates.split(sizes), epsilon.split(sizes), strict=True)), strict=True)
+        centre, variance = (torch.cat(part) for part in moments)
+        if not self.in_order:
+            centre, variance = centre.index_select(0, self.order), variance.index_select(0, self.order)
+        return reduce(torch.add, total), centre, variance
+
+    def _operands(self, fields: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+        return [cast(InnerProducts, part).operands(fields[table])
+                for table, part in zip(self.tables, self.parts, strict=True)]
 
     def flops(self) -> int:
         """Operations per row."""
         return sum(cast(InnerProducts, part).flops(self.dims[table])
                    for table, part in zip(self.tables, self.parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Interacting:
+    """The interactions of one batch, which are computed when they are read.
+
+    Attributes:
+        products: which.
+        fields: [B, F, D] of every embedding by name.
+    """
+
+    products: Products
+    fields: Mapping[str, Tensor]
+
+    def values(self) -> Tensor:
+        """[B, M]."""
+        return cast(Tensor, self.products(self.fields))
+
+    def gated(self, gates: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """:meth:`Products.gated`, where compiled kernels can read the fields."""
+        return self.products.gated(self.fields, gates, epsilon) if self.products.compiles(self.fields) else None
 
 
 class _PairInnerSum(torch.autograd.Function):

@@ -34,11 +34,11 @@ class SeparateEncoders(nn.Module):
         self.width = sum(e.width for e in self._each)
 
     def forward(self, batch: Batch) -> Encoded:
-        """``fields`` [B, K*F, D], ``flat`` [B, K*W], ``products`` [B, K*M], and the sum of the penalties."""
+        """``fields`` [B, K*F, D], ``flat`` [B, K*W], the interactions of all, and the sum of the penalties."""
         found: Sequence[Encoded] = [encoder(batch) for encoder in self.encoders]
         return replace(found[0], fields=torch.cat([e.fields for e in found], dim=1),
                        flat=torch.cat([e.flat for e in found], dim=1),
-                       products=torch.cat([e.products for e in found], dim=1),
+                       interactions=[own for e in found for own in e.interactions],
                        penalty=torch.stack([e.penalty for e in found]).sum())
 
     def stored(self) -> tuple[int, int, int]:
@@ -68,6 +68,5 @@ class SeparateWide(nn.Module):
 
     def forward(self, encoded: Encoded) -> Tensor:
         """[B, K]."""
-        own = encoded.products.tensor_split(len(self.heads), dim=1)
-        return torch.cat([head(replace(encoded, products=products.contiguous()))
-                          for head, products in zip(self.heads, own, strict=True)], dim=1)
+        return torch.cat([head(replace(encoded, interactions=[own]))
+                          for head, own in zip(self.heads, encoded.interactions, strict=True)], dim=1)

@@ -311,6 +311,50 @@ def test_products_are_written_beside_each_other_and_differentiate(operations, wi
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
+def normalised(x: Tensor, eps: Tensor) -> Tensor:
+    """[B, M], each column less its mean and over the root of its variance and ``eps``."""
+    return (x - x.mean(0)) / (x.var(0, unbiased=False) + eps).sqrt()
+
+
+@pytest.mark.parametrize("weighted", ["", "one", "each"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("width", [1, 5, 16, 20])
+@pytest.mark.parametrize("rows", [2, 37, 80])
+def test_gated_products_are_normalised_and_added_up(operations, rows: int, width: int, order: int, weighted) -> None:
+    """In both directions: of fewer rows than are computed at once, of whole tiles and of more; of some combinations
+    out of order, of columns that hardly vary, and of fields that lie in rows of something wider."""
+    generator = torch.Generator().manual_seed(0)
+    fields = 7
+    slots = torch.combinations(torch.arange(fields), order).flip(0)[::2].T.contiguous()
+    m = slots.shape[1]
+    wide = torch.randn(rows, fields * width + 3, generator=generator)
+    wide[:, :width] = 0.01 * wide[:, :width] + 1
+    x32 = wide[:, :fields * width].unflatten(1, (fields, width))
+    w32 = torch.randn(m, width if weighted == "each" else 1, generator=generator) if weighted else None
+    gates, eps, g = torch.randn(m, generator=generator), torch.full((m,), 0.1), torch.randn(rows, generator=generator)
+    total, means, variances = operations.gated_products(x32, w32, slots, gates, eps)
+    found = operations.gated_products_backward(g, x32, w32, slots, gates, eps, means, variances)
+    leaves = [t.double().requires_grad_() for t in (x32, gates, *([] if w32 is None else [w32]))]
+    products = by_hand(leaves[0], leaves[2] if weighted else None, slots)
+    expected = normalised(products, eps) @ leaves[1]
+    of_fields, of_gates, *of_weights = torch.autograd.grad(expected, leaves, g.double())
+    pairs = [(total, expected), (means, products.mean(0)), (variances, products.var(0, unbiased=False)),
+             (found[0], of_fields), (found[2], of_gates), *zip(found[1:2], of_weights, strict=False)]
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
+
+
+def test_variances_of_columns_far_from_zero_keep_their_digits(operations) -> None:
+    """A mean of a thousand standard deviations: squares of the values themselves would leave none."""
+    spread = 1 + 1e-3 * torch.randn(4096, 1, 1, generator=torch.Generator().manual_seed(0))
+    x, slots, one = torch.cat([spread, torch.ones(4096, 1, 1)], 1), torch.tensor([[0], [1]]), torch.ones(1)
+    _, mean, variance = operations.gated_products(x, None, slots, one, one)
+    assert float(mean) == pytest.approx(float(spread.double().mean()), rel=1e-6)
+    assert float(variance) == pytest.approx(float(spread.double().var(unbiased=False)), rel=1e-4)
+    naive = float(spread.square().mean() - spread.mean().square())
+    assert naive != pytest.approx(float(variance), rel=1e-2)
+
+
 def test_rows_that_never_moved_catch_up_as_each_does_alone(operations) -> None:
     """Also where rows that begin elsewhere, or that moved before, lie between them."""
     n, width, step = 50, 16, 400
@@ -370,7 +414,12 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             operations.products(vectors, None, slots, products, 0)
             weights = table[:slots.shape[1]].contiguous()
             fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True)
-            return [products, *operations.products_backward(products, 0, vectors, weights, slots),
+            gates, gated = torch.ones(slots.shape[1]), []
+            for w in (None, weights):
+                own = vectors, w, slots, gates, gates
+                out, *moments = operations.gated_products(*own)
+                gated += [out, *moments, *operations.gated_products_backward(out, *own, *moments)]
+            return [*gated, products, *operations.products_backward(products, 0, vectors, weights, slots),
                     rows, order, begins, *operations.group(by_field, f),
                     operations.gather(table, lookup), fields, flat, sums, total,
                     operations.gather_flat_backward(flat, fields, sums, fields, total, order, begins),
