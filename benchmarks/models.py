@@ -7,6 +7,8 @@ field at full width and every pair of fields, so that models differ and nothing 
 stop by valid, and are judged on test. Every finished training is kept as ``RESULTS/MODEL/seed=N.json`` and not
 repeated, so that models and seeds can be added later; remove the files of a model whose code has changed. Last comes
 ``RESULTS/table.md``, also printed.
+
+Models of one score are trained where ``--models`` names them, such as ``--models shared_bottom bpr jrc``.
 """
 
 from __future__ import annotations
@@ -23,17 +25,19 @@ import numpy as np
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data import Dataset, Rows, Schema
+from ctrmodels.data.lists import ListLoader
 from ctrmodels.errors import InputError
-from ctrmodels.multitask import MODELS, build_model
+from ctrmodels.multitask import MODELS, ONE_SCORE, MultiObjectiveModel
 from ctrmodels.multitask.evaluation import evaluate_scores
+from ctrmodels.multitask.models import build
 from ctrmodels.multitask.train import train
 from ctrmodels.training import predict, run_trials, seed_everything
 from tasks import config
 from tasks.config import Params
-from tasks.retrain import LEARNS_FROM, model_config
+from tasks.retrain import LEARNS_FROM, is_relative, model_config
 from tasks.training import train_config
 
-DECIDING = {"binary": "auc", "regression": "xauc"}
+DECIDING = {"binary": ("auc", "gauc"), "regression": ("xauc",)}  # GAUC alone judges relative scores
 JUDGED = ("valid", "test")
 
 
@@ -41,7 +45,7 @@ def train_one(encoded: Path, params: Params, name: str, seed: int, out: Path) ->
     """One training, written to ``out`` when it has ended."""
     data = Dataset(encoded, (*LEARNS_FROM, *JUDGED))
     seed_everything(seed)
-    model = build_model(name, data.schema, dense(data.schema, params), model_config(params, name))
+    model = build(name, data.schema, dense(data.schema, params), model_config(params, name))
     began = time.perf_counter()
     fitted = train(model, data.role(*LEARNS_FROM), data.role("valid"), train_config(params.training, seed))
     cost = model.cost()
@@ -50,7 +54,7 @@ def train_one(encoded: Path, params: Params, name: str, seed: int, out: Path) ->
              "epochs": len(fitted.history), "best_epoch": fitted.best_epoch, **asdict(cost)}
     for role in JUDGED:
         rows = data.role(role)
-        found[role] = evaluate_scores(data.schema, rows.labels, predict(model, rows), rows.group)
+        found[role] = evaluate_scores(data.schema, rows.labels, predict(model, rows), rows.group, is_relative(model))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
@@ -98,10 +102,13 @@ def possible(names: Sequence[str], rows: Rows, params: Params) -> tuple[list[str
     able, reasons = [], {}
     for name in names:
         try:
-            model = build_model(name, rows.schema, dense(rows.schema, params), model_config(params, name))
-            model.check_spaces(rows.labels)
-            if model.side is not None:
-                model.side.check(rows)
+            model = build(name, rows.schema, dense(rows.schema, params), model_config(params, name))
+            if isinstance(model, MultiObjectiveModel):
+                model.check_spaces(rows.labels)
+                if model.side is not None:
+                    model.side.check(rows)
+            elif model.whole_lists:
+                ListLoader(rows, params.training.batch_size, 0)
             able.append(name)
         except InputError as error:
             reasons[name] = f"{error.problem} ({error.remedy})"
@@ -111,9 +118,11 @@ def possible(names: Sequence[str], rows: Rows, params: Params) -> tuple[list[str
 def tables(schema: Schema, found: Mapping[str, Sequence[Mapping[str, Any]]], reasons: Mapping[str, str],
            role: str = "test") -> str:
     """Markdown: an overview, then every metric of every score."""
-    scores = list(dict.fromkeys(key.partition(".")[2] for runs in found.values() for key in runs[0][role]))
+    keys = list(dict.fromkeys(key for runs in found.values() for key in runs[0][role]))
+    scores = list(dict.fromkeys(key.partition(".")[2] for key in keys))
     kinds = {o.name: o.kind for o in schema.objectives}
-    deciding = [f"{DECIDING[kinds[score.partition('@')[0]]]}.{score}" for score in scores]
+    deciding = [f"{metric}.{score}" for score in scores for metric in DECIDING[kinds[score.partition("@")[0]]]
+                if f"{metric}.{score}" in keys]
     lines = [f"| model | seeds | parameters | beside embedding | s per seed | {' | '.join(deciding)} |",
              "|-" * (5 + len(deciding)) + "|"]
     for name, runs in found.items():
@@ -123,13 +132,13 @@ def tables(schema: Schema, found: Mapping[str, Sequence[Mapping[str, Any]]], rea
         cells = [name, str(len(runs)), f"{parameters:,}", f"{first['parameters_other']:,}", f"{seconds:.0f}"]
         lines.append(f"| {' | '.join([*cells, *(spread(runs, role, key) for key in deciding)])} |")
     lines += [f"| {name} | not possible: {reason} |{' |' * (3 + len(deciding))}" for name, reason in reasons.items()]
-    means = {key: [float(np.mean([r[role][key] for r in runs])) for runs in found.values()] for key in deciding}
+    means = {key: [float(np.mean([r[role][key] for r in runs])) for runs in found.values() if key in runs[0][role]]
+             for key in deciding}
     apart = ", ".join(f"{key} {max(values) - min(values):.4f}" for key, values in means.items())
     lines += ["", f"Mean over the seeds on {role}, ± one standard deviation.", "",
               f"Distance from the best to the worst model: {apart}."]
     for score in scores:
-        names = [key.partition(".")[0] for key in next(iter(found.values()))[0][role]
-                 if key.partition(".")[2] == score]
+        names = [key.partition(".")[0] for key in keys if key.partition(".")[2] == score]
         lines += ["", f"**{score}**", "", f"| model | {' | '.join(names)} |", "|-" * (1 + len(names)) + "|"]
         lines += [f"| {model} | {' | '.join(spread(runs, role, f'{name}.{score}') for name in names)} |"
                   for model, runs in found.items()]
@@ -137,7 +146,9 @@ def tables(schema: Schema, found: Mapping[str, Sequence[Mapping[str, Any]]], rea
 
 
 def spread(runs: Sequence[Mapping[str, Any]], role: str, key: str) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Mean and standard deviation over the seeds; a dash if the model has no such score, or it is no such measure."""
+    if key not in runs[0][role]:
+        return "-"
     values = [r[role][key] for r in runs]
     return f"{np.mean(values):.4f}" + (f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else "")
 
@@ -148,7 +159,7 @@ def main() -> None:
     parser.add_argument("--encoded", type=Path, required=True, help="output folder of the stage encode")
     parser.add_argument("--params", type=Path, required=True, help="a params.yaml, for the recipe")
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, *ONE_SCORE], default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="trainings side by side, one thread each")
     arguments = parser.parse_args()

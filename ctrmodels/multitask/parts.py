@@ -33,7 +33,7 @@ class ModelConfig:
         bottom: layer widths of the shared bottom or of every expert; a model that shares nothing puts them at
             the start of each tower, so that all models are equally deep.
         tower: layer widths of each objective's tower.
-        dropout: after every hidden layer and on the encoded features.
+        dropout: after every hidden layer, and on the encoded features unless the trunk crosses them.
         l2: weight of the squared norm of the embeddings that a batch touches, per row of the batch.
         gate_init: where the pairs' gates start.
         loss_weights: objective → weight of its loss; 1 where absent.

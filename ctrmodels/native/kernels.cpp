@@ -10,6 +10,7 @@
 #include "interactions.h"
 #include "layers.h"
 #include "look_ups.h"
+#include "mixtures.h"
 #include "optimisers.h"
 #include "relaxations.h"
 
@@ -57,6 +58,8 @@ TORCH_LIBRARY(ctrmodels, m) {
       "Tensor order, Tensor begins) -> Tensor");
   m.def("dot_relu_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums, Tensor bias)");
   m.def("relu_backward(Tensor gradient, Tensor output, Tensor(a!) result) -> Tensor sums");
+  m.def("mix(Tensor z, Tensor bias, int mixtures) -> (Tensor mixed, Tensor gates)");
+  m.def("mix_backward(Tensor gradient, Tensor z, Tensor bias, Tensor gates) -> (Tensor of_z, Tensor of_bias)");
   m.def("take(Tensor[] columns, Tensor index) -> Tensor[]");
   m.def("products(Tensor fields, Tensor? weights, Tensor slots, Tensor(a!) result, int column) -> ()");
   m.def(
@@ -98,6 +101,8 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("gather_flat_backward", gather_flat_backward);
   m.impl("dot_relu_backward", dot_relu_backward);
   m.impl("relu_backward", relu_backward);
+  m.impl("mix", mix);
+  m.impl("mix_backward", mix_backward);
   m.impl("take", take);
   m.impl("products", products);
   m.impl("products_backward", products_backward);

@@ -67,7 +67,7 @@ class _Layers(torch.autograd.Function):
         return gradient @ weights[0] if ctx.needs_input_grad[0] else None, None, *reversed(found)
 
 
-def _computes(x: Tensor) -> torch.dtype | None:
+def computes(x: Tensor) -> torch.dtype | None:
     """The type in which the compiled layers compute ``x`` [B, W] in training, ``None`` if torch's own have to."""
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
@@ -78,7 +78,7 @@ def _computes(x: Tensor) -> torch.dtype | None:
 
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``relu(x W^T + b)``: [B, W] and [H, W] → [B, H]."""
-    dtype = _computes(x)
+    dtype = computes(x)
     if dtype and x.shape[1] == weight.shape[1]:
         return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), False, weight, bias))
     return F.relu(F.linear(x, weight, bias))
@@ -152,7 +152,7 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width_in] → [B, width]; float32 if it ends with the map to ``width_out``."""
-        dtype = _computes(x) if self.whole else None
+        dtype = computes(x) if self.whole else None
         if dtype is None or x.shape[1] != self[0].in_features:
             return cast(Tensor, super().forward(x))
         head = isinstance(self[-1], Logits)

@@ -55,9 +55,32 @@ def test_the_table_has_every_metric_with_its_space_and_the_spread_over_seeds(roo
     for space in ("click@all", "conversion@click", "conversion@all"):
         assert f"**{space}**" in text and f"auc.{space}" in text
     line = next(line for line in text.splitlines() if line.startswith("| esmm | 2 |"))
-    assert line.count("±") == 3
+    assert line.count("±") == 6  # AUC and GAUC of each
     results = [json.loads((root / "results" / "esmm" / f"seed={s}.json").read_text()) for s in (0, 1)]
     assert f"{sum(r['test']['auc.click@all'] for r in results) / 2:.4f} ±" in line
+
+
+def test_models_of_one_score_stand_beside_the_others(root: Path) -> None:
+    """A relative score has no AUC, and no score but those on all rows; a dash stands where the others have one."""
+    run(root, "--models", "shared_bottom", "weighted", "bpr", "--seeds", "2")
+    lines = (root / "results" / "table.md").read_text().splitlines()
+    head = lines[0].split("|")
+    told = {line.split("|")[1].strip(): {key.strip(): "±" in cell for key, cell in
+                                         zip(head, line.split("|"), strict=True) if "@" in key} for line in lines[2:5]}
+    every = {f"{metric}.{score}" for metric in ("auc", "gauc")
+             for score in ("click@all", "conversion@click", "conversion@all")}
+    assert told == {"shared_bottom": dict.fromkeys(every, True),
+                    "weighted": {key: "@all" in key for key in every},
+                    "bpr": {key: key.startswith("gauc") and "@all" in key for key in every}}
+
+
+def test_a_list_longer_than_a_batch_is_told_in_the_table(root: Path) -> None:
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["training"]["batch_size"] = 16
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    run(root, "--models", "bpr", "weighted", "--seeds", "1")
+    text = (root / "results" / "table.md").read_text()
+    assert "| bpr | not possible: the longest list has" in text and "| weighted | 1 |" in text
 
 
 def test_another_recipe_is_refused_before_anything_is_trained(root: Path) -> None:

@@ -39,12 +39,15 @@ class Blueprint:
         options: class of the settings that only it has.
         encoder: class of its encoder.
         wide: class of its linear part.
+        crosses: whether the trunk multiplies features by each other, so that they come to it without dropout: on the
+            factors of a product it would change the product's mean.
     """
 
     parts: Callable[[Site], Parts]
     options: Callable[..., Any] = NoOptions
     encoder: type[FeatureEncoder | SeparateEncoders] = FeatureEncoder
     wide: type[WideHead | SeparateWide] = WideHead
+    crosses: bool = False
 
 
 MODELS: Mapping[str, Blueprint] = {
@@ -63,7 +66,7 @@ MODELS: Mapping[str, Blueprint] = {
     "dupn": Blueprint(dupn, DUPNOptions),
     "deepmcp": Blueprint(deepmcp, DeepMCPOptions),
     "nmtr": Blueprint(nmtr, NMTROptions),
-    "dcrnn": Blueprint(dcrnn, DCRNNOptions),
+    "dcrnn": Blueprint(dcrnn, DCRNNOptions, crosses=True),
 }
 
 
@@ -113,7 +116,7 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
     targets = _targets(schema, config)
     blueprint = MODELS[name]
     options = blueprint.options() if config.options is None else config.options
-    encoder = blueprint.encoder(schema, spec, config.dropout, config.l2)
+    encoder = blueprint.encoder(schema, spec, 0.0 if blueprint.crosses else config.dropout, config.l2)
     parts = blueprint.parts(Site(schema, spec, config, options, encoder.width))
     wide = blueprint.wide(schema, spec, len(names) + len(parts.further), config.gate_init)
     return MultiObjectiveModel(schema, encoder, wide, parts, config.dropout, config.loss_weights, targets)

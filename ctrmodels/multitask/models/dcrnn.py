@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ctrmodels.multitask import chains
 from ctrmodels.multitask.parts import Parts, Site, Trunk
+from ctrmodels.nn.dropout import Dropout
 from ctrmodels.nn.encoder import Encoded
 from ctrmodels.nn.towers import full_precision
 
@@ -56,15 +57,21 @@ class DCRNN(Trunk):
 
     Along ``fields`` x is at step t the embedding e_t of one field, and W reads all features all the same.
 
+    Dropout acts on z_k alone. On x it would act on every factor of a product at once: over the masks,
+    ``E[(m x_i)^2] = x_i^2 / (1 - p)``, so that what the states are trained on is not what they get when they serve, and
+    the gates pass the difference on from step to step.
+
     Args:
         width_in: W.
         n_objectives: K.
         options: see there; ``steps`` may be 0 here, which crosses nothing.
         n_fields: F, the steps along ``fields``.
         dim: D of a field, which is what a step along ``fields`` reads.
+        dropout: on every z_k; x is expected without.
     """
 
-    def __init__(self, width_in: int, n_objectives: int, options: DCRNNOptions, n_fields: int, dim: int) -> None:
+    def __init__(self, width_in: int, n_objectives: int, options: DCRNNOptions, n_fields: int, dim: int,
+                 dropout: float = 0.0) -> None:
         super().__init__(options.units, n_objectives)
         common = min(max(round(options.units * options.share), 1), options.units - 1)
         own, crossed = options.units - common, width_in if options.axis == "depth" else dim
@@ -76,6 +83,7 @@ class DCRNN(Trunk):
         self.cell = make(crossed, common)
         before = [own if options.link and k else 0 for k in range(n_objectives)]
         self.own = nn.ModuleList(make(common + width, own) for width in before)
+        self.dropout = Dropout(dropout)
         cells = [(crossed, common), *((common + width, own) for width in before)]
         per_step = sum(2 * gates * state * (width + state) for width, state in cells) + 2 * common * crossed
         self.operations = self.steps * per_step - 2 * common * crossed  # ``cross`` counts once as a layer
@@ -101,7 +109,7 @@ class DCRNN(Trunk):
             common.step(x * self.cross(common.h))
             for k, state in enumerate(own):
                 state.step(torch.cat([common.h, own[k - 1].h], 1) if self.linked and k else common.h)
-        return [torch.cat([common.h, state.h], 1) for state in own]
+        return [self.dropout(torch.cat([common.h, state.h], 1)) for state in own]
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The shared state's."""
@@ -132,6 +140,6 @@ def dcrnn(site: Site) -> Parts:
     """A recurrence for all with a small state each; heads on their own spaces, or in ESMM's chain."""
     options: DCRNNOptions = site.options
     fields = len(site.schema.id_fields) + len(site.schema.sequence_fields)
-    trunk = DCRNN(site.width, site.n_objectives, options, fields, site.spec.out_dim)
+    trunk = DCRNN(site.width, site.n_objectives, options, fields, site.spec.out_dim, site.config.dropout)
     chain = chains.esmm if options.chain == "esmm" else chains.independent
     return Parts(trunk, chain(site.schema.objectives), site.config.tower)

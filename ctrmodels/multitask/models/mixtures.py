@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ctrmodels.multitask import chains
 from ctrmodels.multitask.parts import FlatTrunk, Parts, Site
 from ctrmodels.nn.dropout import Dropout
-from ctrmodels.nn.towers import linear_relu
+from ctrmodels.nn.mixing import mixture
+from ctrmodels.nn.towers import computes, linear_relu
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,12 @@ class MMoE(FlatTrunk):
 
     def forward(self, flat: Tensor) -> list[Tensor]:
         """See :class:`Trunk`."""
-        mixed = torch.einsum("bke,beh->bkh", self.gates(flat), self.experts(flat))
-        return list(mixed.unbind(dim=1))
+        dtype = computes(flat) if self.experts.plain else None
+        if dtype:
+            mixed = mixture(flat.to(dtype), self.experts.weights[0], self.experts.biases[0], self.gate)
+        else:
+            mixed = torch.einsum("bke,beh->kbh", self.gates(flat), self.experts(flat))
+        return list(mixed.unbind(dim=0))
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """The experts; every gate belongs to one objective."""
@@ -122,6 +127,11 @@ class Experts(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(uniform((count, a, b), fan_in=a)) for a, b in layers)
         self.biases = nn.ParameterList(nn.Parameter(uniform((count, b), fan_in=a)) for a, b in layers)
         self.dropout = Dropout(dropout)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every expert is a single layer, and nothing of it is dropped now."""
+        return len(self.weights) == 1 and not (self.training and self.dropout.level)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [B, W] → [B, E, H].

@@ -146,6 +146,9 @@ def cascade(objectives: Sequence[Objective], order: Sequence[str], carry: Carry)
 def nmtr(site: Site) -> Parts:
     """A user's and an item's vector, an interaction per behaviour, and their sum from the first behaviour on.
 
+    Negatives are the log's own rows without the behaviour. The paper samples items that the user never met, since its
+    data are positives alone; beside logged impressions such rows would move the probabilities of all rows.
+
     Raises:
         InputError: fewer than two behaviours, a name that is none, one before its parent, or no field of the user or of
             the item.

@@ -17,6 +17,7 @@ from ctrmodels import native
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data import Batch
 from ctrmodels.data.planted import planted_pairs
+from ctrmodels.multitask import MMoE
 from ctrmodels.nn.flat import flat_width, lay_out, look_up
 from ctrmodels.nn.table import Lookup, Table
 from ctrmodels.nn.towers import MLP, LinearReLU, Logits
@@ -242,6 +243,52 @@ def test_layers_leave_what_they_were_given_as_it_is(operations) -> None:
     assert torch.equal(x, before) and (pulled == 1).all()
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("gates", "experts", "width"), [(2, 8, 64), (3, 5, 11), (1, 1, 1), (1, 2, 16)])
+def test_experts_are_those_of_torch(operations, monkeypatch, precision, gates: int, experts: int, width: int) -> None:
+    """As vectors: a ReLU rounded to the other side of 0 moves single values. One expert's gate has no gradient."""
+    def passed() -> list[Tensor]:
+        torch.manual_seed(0)
+        trunk = MMoE(37, gates, experts, (width,))
+        x = torch.randn(300, 37, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            out = torch.cat(trunk(x), 1)
+        (out.float().square() + torch.arange(out.shape[1]) * out.float()).sum().backward()
+        return [out.detach(), x.grad, *(p.grad for p in trunk.parameters() if experts > 1 or p is not trunk.gate)]
+
+    for ours, theirs in zip(*both(monkeypatch, passed), strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert (ours.float() - theirs.float()).norm() <= (1e-5 if precision == torch.float32 else 0.02) * theirs.norm()
+
+
+@pytest.mark.parametrize("logit", [-200.0, 200.0])
+def test_a_gate_that_is_sure_neither_overflows_nor_passes_on_anything_but_its_expert(operations, logit: float) -> None:
+    z = torch.zeros(5, 2 * 3 + 2)
+    z[:, :6] = torch.tensor([1.0, -1.0, 2.0, 3.0, 4.0, -5.0])
+    z[:, 6] = logit
+    bias = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 4.5]])
+    mixed, gates = operations.mix(z, bias, 1)
+    first = logit > 0
+    assert torch.equal(gates[:, 0], torch.tensor([float(first), float(not first)]).expand(5, 2))
+    assert torch.equal(mixed[0], torch.tensor([1.0, 0.0, 2.0] if first else [4.0, 4.0, 0.0]).expand(5, 3))
+    of_z, of_bias = operations.mix_backward(torch.ones(1, 5, 3), z, bias, gates)
+    expected = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 0.0] if first else [0.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    assert torch.equal(of_z, torch.cat([expected, torch.zeros(2)]).expand(5, 8))
+    assert torch.equal(of_bias, 5 * expected.view(2, 3))
+
+
+def test_dropout_comes_between_experts_and_gates(operations) -> None:
+    """What the pass over all of a mixture leaves out: with dropout the parts are computed one by one."""
+    torch.manual_seed(0)
+    trunk, x = MMoE(37, 2, 4, (16,), dropout=0.5), torch.randn(64, 37)
+    trained = torch.stack(trunk(x))
+    trunk.eval()
+    served = torch.stack(trunk(x))
+    assert not torch.allclose(trained, served, rtol=0.01)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.stack(trunk(x)), served)
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_mixtures_are_those_of_torch(operations, monkeypatch, n: int) -> None:
     torch.manual_seed(0)
@@ -413,6 +460,8 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             products = torch.empty(4096, slots.shape[1])
             operations.products(vectors, None, slots, products, 0)
             weights = table[:slots.shape[1]].contiguous()
+            z, offsets = hidden[:, :15].contiguous(), table[:3, :4].contiguous()
+            mixed, gates = operations.mix(z, offsets, 1)
             fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True)
             gates, gated = torch.ones(slots.shape[1]), []
             for w in (None, weights):
@@ -426,7 +475,8 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
                     operations.field_sums_backward(gradient[:4096].contiguous(), order, begins, f),
                     operations.relu_backward(hidden, hidden.flip(0).contiguous(), torch.empty_like(hidden)),
                     *operations.dot_relu_backward(table[:, 0].contiguous(), hidden, table[1].clone()),
-                    *operations.dot_backward(table[:, 0].contiguous(), gradient[:4096].contiguous(), table[1].clone())]
+                    *operations.dot_backward(table[:, 0].contiguous(), gradient[:4096].contiguous(), table[1].clone()),
+                    *operations.mix_backward(mixed, z, offsets, gates)]
         finally:
             torch.set_num_threads(before)
 
