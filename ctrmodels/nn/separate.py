@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Batch
-from ctrmodels.data.schema import Schema
+from ctrmodels.data.schema import Field, Schema
 from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
 
 
@@ -23,21 +23,26 @@ class SeparateEncoders(nn.Module):
         spec: embedding and interactions of every encoder.
         dropout: on ``flat``.
         l2: weight of the penalty.
+        histories: sequences that every encoder looks at from the row's own item.
 
     Attributes:
         width: K times W.
     """
 
-    def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0) -> None:
+    def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
+                 histories: Sequence[Field] = ()) -> None:
         super().__init__()
-        self.encoders = nn.ModuleList(FeatureEncoder(schema, spec, dropout, l2) for _ in schema.objectives)
+        self.encoders = nn.ModuleList(
+            FeatureEncoder(schema, spec, dropout, l2, histories=histories) for _ in schema.objectives)
         self.width = sum(e.width for e in self._each)
 
     def forward(self, batch: Batch) -> Encoded:
-        """``fields`` [B, K*F, D], ``flat`` [B, K*W], ``products`` [B, K*M], and the sum of the penalties."""
+        """``fields`` [B, K*F, D], ``flat`` [B, K*W], all ``interests``, ``products`` [B, K*M], and the sum of the
+        penalties."""
         found: Sequence[Encoded] = [encoder(batch) for encoder in self.encoders]
         return replace(found[0], fields=torch.cat([e.fields for e in found], dim=1),
                        flat=torch.cat([e.flat for e in found], dim=1),
+                       interests=tuple(interest for e in found for interest in e.interests),
                        products=torch.cat([e.products for e in found], dim=1),
                        penalty=torch.stack([e.penalty for e in found]).sum())
 
