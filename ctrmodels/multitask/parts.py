@@ -19,8 +19,8 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.multitask.chains import Chain
 from ctrmodels.nn.encoder import Encoded
 
-History = Literal["mean", "din"]
-HISTORIES: tuple[History, ...] = ("mean", "din")
+History = Literal["mean", "din", "din_softmax"]
+HISTORIES: tuple[History, ...] = ("mean", "din", "din_softmax")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class ModelConfig:
         l2: weight of the squared norm of the embeddings that a batch touches, per row of the batch.
         gate_init: where the pairs' gates start.
         history: what a sequence ``of`` a field gives: the ``mean`` of its steps; or with ``din``, beside it, the sum
-            of its steps weighted by what each says of the row's own item. Other sequences give their mean.
+            of its steps weighted by what each says of the row's own item; or with ``din_softmax`` that of weights whose
+            sum is 1. Other sequences give their mean.
         loss_weights: objective → weight of its loss; 1 where absent.
         regression: regression objective → its target, one of :data:`ctrmodels.multitask.regression.TARGETS`; ``log``
             where absent.

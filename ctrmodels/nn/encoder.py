@@ -14,7 +14,7 @@ from ctrmodels import ranks
 from ctrmodels.allocation import Alloc, CentralResidual, FieldDimMask, PerBucket, PerField, Uniform, ValueMask
 from ctrmodels.archspec import MAIN, ArchSpec, Interaction
 from ctrmodels.data.dataset import Batch
-from ctrmodels.data.schema import Field, Schema
+from ctrmodels.data.schema import Schema
 from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.dropout import Dropout
 from ctrmodels.nn.embedding import (
@@ -29,7 +29,7 @@ from ctrmodels.nn.embedding import (
 from ctrmodels.nn.flat import LaidOut, appended, appended_width, flat_width, lay_out
 from ctrmodels.nn.group import Groups
 from ctrmodels.nn.interaction import Products
-from ctrmodels.nn.interest import Interests, Steps
+from ctrmodels.nn.interest import BY_MEAN, Attended, Interests, Steps
 from ctrmodels.nn.micronet import MicroNets
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.residual import ResidualEmbedding
@@ -102,8 +102,8 @@ class FeatureEncoder(nn.Module):
         l2: weight of ``Encoded.penalty``.
         embedding: takes the place of the spec's embedding (a search's relaxation of it).
         pair_sum: whether ``Encoded.pair_sum`` is wanted.
-        histories: sequences ``of`` a field that ``Encoded.interests`` are wanted of. They stand beside the sequences'
-            means, which the spec's interactions were searched with and go on reading.
+        attended: what ``Encoded.interests`` are of. They stand beside the histories' means, which the spec's
+            interactions were searched with and go on reading.
 
     Attributes:
         width: W.
@@ -113,7 +113,7 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None, pair_sum: bool = False,
-                 histories: Sequence[Field] = ()) -> None:
+                 attended: Attended = BY_MEAN) -> None:
         super().__init__()
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
@@ -127,7 +127,7 @@ class FeatureEncoder(nn.Module):
         self.products = Products(spec.products, self.n_fields, dims)
         self.groups = Groups(spec.groups, self.n_fields, dims)
         self.micronets = MicroNets(spec.micronets, self.embedding.dim)
-        self.interests = Interests(schema, self.embedding.dim, histories)
+        self.interests = Interests(schema, self.embedding.dim, attended.histories, softmax=attended.softmax)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
         plain = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))

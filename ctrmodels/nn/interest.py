@@ -6,6 +6,7 @@ Notation: B rows, F fields, L steps, D width, H histories.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 from torch import Tensor, nn
@@ -17,6 +18,22 @@ from ctrmodels.nn.attention import InterestPooling
 from ctrmodels.nn.embedding import FieldEmbedding
 
 UNIT = (36,)  # widths of an activation unit
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What an encoder looks at from the row's own fields.
+
+    Attributes:
+        histories: H sequences, each ``of`` a field.
+        softmax: whether the weights of a history are normalised: a long one then weighs no more than a short one.
+    """
+
+    histories: tuple[Field, ...] = ()
+    softmax: bool = False
+
+
+BY_MEAN = Attended()  # nothing: sequences are the means of their steps alone
 
 
 class Steps(NamedTuple):

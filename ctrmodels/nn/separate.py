@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Batch
-from ctrmodels.data.schema import Field, Schema
+from ctrmodels.data.schema import Schema
 from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
+from ctrmodels.nn.interest import BY_MEAN, Attended
 
 
 class SeparateEncoders(nn.Module):
@@ -23,17 +24,17 @@ class SeparateEncoders(nn.Module):
         spec: embedding and interactions of every encoder.
         dropout: on ``flat``.
         l2: weight of the penalty.
-        histories: sequences that every encoder looks at from the row's own item.
+        attended: what every encoder looks at from the row's own fields.
 
     Attributes:
         width: K times W.
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
-                 histories: Sequence[Field] = ()) -> None:
+                 attended: Attended = BY_MEAN) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(
-            FeatureEncoder(schema, spec, dropout, l2, histories=histories) for _ in schema.objectives)
+            FeatureEncoder(schema, spec, dropout, l2, attended=attended) for _ in schema.objectives)
         self.width = sum(e.width for e in self._each)
 
     def forward(self, batch: Batch) -> Encoded:

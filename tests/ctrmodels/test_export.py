@@ -93,11 +93,12 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
     assert all(np.ptp(score) > 0.01 for score in found.values())
 
 
-@pytest.mark.parametrize(("name", "alloc"), [
-    ("shared_bottom", "mask"), slow_unless(False, "mmoe", "per_bucket"), slow_unless(False, "single", "per_field"),
-    slow_unless(False, "nmtr", "field_dims"), slow_unless(False, "dupn", "central"), slow_unless(False, "bpr", "uniform")])
-def test_target_attention_is_exported(name: str, alloc: str, tmp_path: Path) -> None:
-    model = build(name, alloc, history="din")
+@pytest.mark.parametrize(("name", "alloc", "history"), [
+    ("shared_bottom", "mask", "din_softmax"), *(slow_unless(False, name, alloc, "din") for name, alloc in (
+        ("mmoe", "per_bucket"), ("single", "per_field"), ("nmtr", "field_dims"), ("dupn", "central"),
+        ("bpr", "uniform")))])
+def test_target_attention_is_exported(name: str, alloc: str, history: History, tmp_path: Path) -> None:
+    model = build(name, alloc, history=history)
     export_onnx(model, SCHEMA, tmp_path / "onnx")
     export_package(model, SCHEMA, tmp_path / "package")
     scorer, package = Scorer(tmp_path / "onnx"), torch.export.load(tmp_path / "package" / "model.pt2").module()
@@ -155,7 +156,7 @@ def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Pat
         assert_equal({key: score.numpy() for key, score in found.items()}, eager(model, draw(n)))
 
 
-@pytest.mark.parametrize("history", ["mean", "din"])
+@pytest.mark.parametrize("history", ["mean", "din", "din_softmax"])
 @pytest.mark.parametrize(("alloc", "grown"), [*((alloc, False) for alloc in ALLOCS), ("uniform", True)])
 def test_a_split_model_scores_as_the_whole_one(alloc: str, grown: bool, history: History) -> None:
     """A thousand items of one request, for every allocation, and with searched interactions between user and item."""
