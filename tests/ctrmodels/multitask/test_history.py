@@ -102,7 +102,6 @@ def at_the_candidate(model: torch.nn.Module, rows: Rows) -> float:
     for history in ("din", "din_softmax") for seed in range(5) if (name, history, seed) != ("shared_bottom", "din", 0))])
 def test_attention_sees_a_candidate_in_the_history_where_a_mean_does_not(name: str, history: str, seed: int) -> None:
     (mean, _), (blind, by_chance), (area, looked) = (found(name, kind, seed) for kind in ("mean", "blind", history))
-    print(name, history, seed, mean, blind, area, by_chance, looked)
     assert area >= mean + BAR
     assert blind < mean + BAR
     assert looked >= 0.9
