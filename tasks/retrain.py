@@ -150,7 +150,7 @@ def model_config(params: Params, key: str) -> ModelConfig:
     section = getattr(r, SHARED_SECTIONS.get(name, name), None)
     options = options_of(name)(**({} if section is None else section.model_dump()))
     return ModelConfig(bottom=r.bottom, tower=r.tower, dropout=t.dropout, l2=t.l2, gate_init=t.gate_init,
-                       loss_weights=r.loss_weights if balancer in ("fixed", "decay") else {},
+                       history=r.history, loss_weights=r.loss_weights if balancer in ("fixed", "decay") else {},
                        regression=r.regression, duration=r.duration, options=options)
 
 

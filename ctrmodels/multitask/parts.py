@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -18,6 +18,9 @@ from ctrmodels.data.dataset import Batch, Rows
 from ctrmodels.data.schema import Schema
 from ctrmodels.multitask.chains import Chain
 from ctrmodels.nn.encoder import Encoded
+
+History = Literal["mean", "din", "din_softmax"]
+HISTORIES: tuple[History, ...] = ("mean", "din", "din_softmax")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class ModelConfig:
         dropout: after every hidden layer, and on the encoded features unless the trunk crosses them.
         l2: weight of the squared norm of the embeddings that a batch touches, per row of the batch.
         gate_init: where the pairs' gates start.
+        history: what a sequence ``of`` a field gives: the ``mean`` of its steps; or with ``din``, beside it, the sum
+            of its steps weighted by what each says of the row's own item; or with ``din_softmax`` that of weights whose
+            sum is 1. Other sequences give their mean.
         loss_weights: objective → weight of its loss; 1 where absent.
         regression: regression objective → its target, one of :data:`ctrmodels.multitask.regression.TARGETS`; ``log``
             where absent.
@@ -49,6 +55,7 @@ class ModelConfig:
     dropout: float = 0.0
     l2: float = 0.0
     gate_init: float = 0.1
+    history: History = "mean"
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     regression: Mapping[str, str] = field(default_factory=dict)
     duration: str | None = None
@@ -189,6 +196,7 @@ class Site:
         config: sizes.
         options: the model's own, never ``None``.
         width: W.
+        interest: of these, the columns that are ``Encoded.interests``.
     """
 
     schema: Schema
@@ -196,6 +204,7 @@ class Site:
     config: ModelConfig
     options: Any
     width: int
+    interest: int
 
     @property
     def n_objectives(self) -> int:

@@ -9,6 +9,8 @@ import torch
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Field, Schema
 from ctrmodels.errors import InputError
+from ctrmodels.multitask.parts import HISTORIES, History
+from ctrmodels.nn.interest import BY_MEAN, Attended, histories_of_fields
 
 
 def side_names(model: str, schema: Schema, *sides: str) -> list[str]:
@@ -50,6 +52,26 @@ def item_histories(model: str, schema: Schema, names: Sequence[str], key: str) -
             raise InputError("params.yaml", key, name, "not a history: a sequence `of` a field with `side: item`",
                              f"use {', '.join(possible)}")
     return same_length([possible[name] for name in names or list(possible)[:1]], key)
+
+
+def attended(schema: Schema, history: History) -> Attended:
+    """The sequences that are looked at from the row's own item, each from the field that it is ``of``, and how.
+
+    Raises:
+        InputError: there is none, though ``history`` asks for it, or ``history`` is unknown.
+    """
+    if history not in HISTORIES:
+        raise InputError("params.yaml", "retrain.history", history, "unknown way to read a history",
+                         f"use {', '.join(HISTORIES)}")
+    if history == "mean":
+        return BY_MEAN
+    found = tuple(histories_of_fields(schema).values())
+    if not found:
+        names = ", ".join(f.name for f in schema.sequence_fields)
+        raise InputError("params.yaml", "retrain.history", history, "needs a sequence `of` a field of the row, from "
+                         f"which to look at it; the sequences of the log are {names or 'none'}",
+                         "give the history its item field as `of:` in data.fields, or set retrain.history to mean")
+    return Attended(found, softmax=history == "din_softmax")
 
 
 def same_length(histories: list[Field], key: str) -> list[Field]:

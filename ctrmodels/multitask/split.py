@@ -18,10 +18,11 @@ from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.multitask.parts import SplitTrunk
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.interest import Steps
 from ctrmodels.nn.table import Layout
 
-# Names of what a state holds; the last goes before the name of a table.
-USER, WIDE, FIELDS = "state.user", "state.wide", "state.fields."
+# Names of what a state holds; FIELDS goes before the name of a table, STEPS and THERE before that of a history.
+USER, WIDE, FIELDS, STEPS, THERE = "state.user", "state.wide", "state.fields.", "state.steps.", "state.there."
 
 
 class _Half(nn.Module):
@@ -51,6 +52,7 @@ class _Half(nn.Module):
         self.model, self.trunk = model, model.trunk
         self.schema = replace(schema, fields=tuple(f for f in schema.fields if f.name in mine))
         self.others = [f.name for f in schema.sequence_fields if f.name not in mine]
+        self.attended = [f.name for f in encoder.interests.histories if f.side != "item"]
         places = [i for i, name in enumerate(model_fields(schema)) if name in mine]
         self.layout = Layout(schema, places)
         self.register_buffer("places", torch.tensor(places, dtype=torch.long), persistent=False)
@@ -85,12 +87,17 @@ class UserHalf(_Half):
 
         Returns:
             ``state.user`` [R, U], the representation, of use elsewhere too; ``state.wide`` [R, K], the linear part;
-            ``state.fields.TABLE`` [R, F_u, D] for every table.
+            ``state.fields.TABLE`` [R, F_u, D] for every table; of a history that is looked at from the item,
+            ``state.steps.NAME`` [R, L, D] and ``state.there.NAME`` [R, L], 1 where a step is there, else 0: how much a
+            step counts is known per item alone.
         """
         batch, encoder, wide = self.batch(ids, numeric, sequences), self.encoder, self.wide
         by_name, lookup = encoder.embed(batch), self.layout(batch)
         state = {FIELDS + name: fields.index_select(1, self.places) for name, fields in by_name.items()}
-        return {USER: self.trunk.user(encoder.encode(batch, lookup, by_name)),
+        steps = encoder.steps(batch)
+        for name in self.attended:
+            state |= {STEPS + name: steps[name].embeddings, THERE + name: steps[name].there.float()}
+        return {USER: self.trunk.user(encoder.encode(batch, lookup, by_name, steps)),
                 WIDE: wide.weights.sums(lookup) + batch.numeric @ wide.numeric, **state}
 
 
@@ -111,8 +118,11 @@ class ItemHalf(_Half):
         mine = {name: fields.index_select(1, self.places) for name, fields in self.encoder.embed(batch).items()}
         by_name = {name: torch.cat([fields, state[FIELDS + name].expand(n, -1, -1)], 1).index_select(1, self.order)
                    for name, fields in mine.items()}
+        steps = self.encoder.steps(batch) | {
+            name: Steps(state[STEPS + name].expand(n, -1, -1), state[THERE + name].expand(n, -1) > 0)
+            for name in self.attended}
         # The linear part is that of the items, for the look-up and the values are theirs; the user's stands beside it.
-        encoded = self.encoder.encode(batch, self.layout(batch), by_name)
+        encoded = self.encoder.encode(batch, self.layout(batch), by_name, steps)
         outputs = model.outputs(encoded, self.trunk.joined(state[USER], encoded))
         return model.scores(model.beside(outputs, state[WIDE]))
 

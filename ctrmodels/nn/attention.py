@@ -73,12 +73,16 @@ class InterestPooling(nn.Module):
 
     def forward(self, candidate: Tensor, steps: Tensor, there: Tensor) -> Tensor:
         """[B, D], [B, L, D] and bool [B, L] of the steps that are there → [B, D], zero where there are none."""
+        weights = self.weights(candidate, steps, there)
+        return torch.bmm(weights.unsqueeze(1), steps).squeeze(1).to(steps.dtype)
+
+    def weights(self, candidate: Tensor, steps: Tensor, there: Tensor) -> Tensor:
+        """What each step counts: float32 [B, L], 0 where there is none."""
         weights = self._scores(candidate, steps, there)
         if self.softmax:
             # Not minus infinity, with which a row without any step would have no softmax.
             weights = weights.masked_fill(~there, torch.finfo(weights.dtype).min).softmax(1)
-        weights = weights.masked_fill(~there, 0.0)
-        return torch.bmm(weights.unsqueeze(1), steps).squeeze(1).to(steps.dtype)
+        return weights.masked_fill(~there, 0.0)
 
     def _scores(self, candidate: Tensor, steps: Tensor, there: Tensor) -> Tensor:
         """float32 [B, L] of the steps that are there."""

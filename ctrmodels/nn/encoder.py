@@ -28,6 +28,7 @@ from ctrmodels.nn.embedding import (
 from ctrmodels.nn.flat import LaidOut, appended, appended_width, flat_width, lay_out
 from ctrmodels.nn.group import Groups
 from ctrmodels.nn.interaction import Interacting, Products
+from ctrmodels.nn.interest import BY_MEAN, Attended, Interests, Steps
 from ctrmodels.nn.micronet import MicroNets
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.residual import ResidualEmbedding
@@ -41,8 +42,9 @@ class Encoded:
 
     Attributes:
         fields: [B, F, D] embedding of every field.
-        flat: [B, W] fields laid side by side, the numeric values, and what groups of fields and micro-networks give;
-            what an MLP reads.
+        flat: [B, W] fields laid side by side, the numeric values, ``interests``, and what groups of fields and
+            micro-networks give; what an MLP reads.
+        interests: [B, D] per history that the encoder looks at from the row's own item.
         interactions: those of the spec that are no micro-networks, of every encoder: of one, unless each objective has
             its own.
         pair_sum: [B] sum of all fields' pairs; empty unless the encoder was asked for it.
@@ -57,6 +59,7 @@ class Encoded:
 
     fields: Tensor
     flat: Tensor
+    interests: tuple[Tensor, ...]
     interactions: Sequence[Interacting]
     pair_sum: Tensor
     penalty: Tensor
@@ -104,6 +107,8 @@ class FeatureEncoder(nn.Module):
         l2: weight of ``Encoded.penalty``.
         embedding: takes the place of the spec's embedding (a search's relaxation of it).
         pair_sum: whether ``Encoded.pair_sum`` is wanted.
+        attended: what ``Encoded.interests`` are of. They stand beside the histories' means, which the spec's
+            interactions were searched with and go on reading.
 
     Attributes:
         width: W.
@@ -112,7 +117,8 @@ class FeatureEncoder(nn.Module):
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
-                 embedding: FieldEmbedding | None = None, pair_sum: bool = False) -> None:
+                 embedding: FieldEmbedding | None = None, pair_sum: bool = False,
+                 attended: Attended = BY_MEAN) -> None:
         super().__init__()
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
@@ -126,47 +132,56 @@ class FeatureEncoder(nn.Module):
         self.products = Products(spec.products, self.n_fields, dims)
         self.groups = Groups(spec.groups, self.n_fields, dims)
         self.micronets = MicroNets(spec.micronets, self.embedding.dim)
+        self.interests = Interests(schema, self.embedding.dim, attended.histories, softmax=attended.softmax)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
         plain = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
-        self.width = appended_width(plain, self.groups.width + self.micronets.width)
+        self.width = appended_width(plain, self.interests.width + self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode B rows."""
         lookup = self.layout(batch)
         laid = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
-        return self._encoded(batch, lookup, laid, self._tables(batch, lookup))
+        return self._encoded(batch, lookup, laid, self._tables(batch, lookup), self.steps(batch))
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings of every field [B, F, D] by the name of their table, for :meth:`encode` to go on with."""
         lookup = self.layout(batch)
         return {MAIN: self.embedding(batch, lookup), **self._tables(batch, lookup)}
 
-    def encode(self, batch: Batch, lookup: Lookup, by_name: Mapping[str, Tensor]) -> Encoded:
+    def steps(self, batch: Batch) -> dict[str, Steps]:
+        """The histories that ``Encoded.interests`` are of, by name, for :meth:`encode` to go on with."""
+        return self.interests.steps(self.embedding, batch)
+
+    def encode(self, batch: Batch, lookup: Lookup, by_name: Mapping[str, Tensor],
+               steps: Mapping[str, Steps]) -> Encoded:
         """:meth:`forward` from embeddings that are there already, such as a user's who is the same in all rows.
 
         Args:
             batch: B rows.
             lookup: what the linear part adds up.
             by_name: of :meth:`embed`.
+            steps: of :meth:`steps`.
         """
         laid = lay_out(by_name[MAIN], batch.numeric, self.pair_sum)
-        return self._encoded(batch, lookup, laid, {name: by_name[name] for name in self.tables})
+        return self._encoded(batch, lookup, laid, {name: by_name[name] for name in self.tables}, steps)
 
     def _tables(self, batch: Batch, lookup: Lookup) -> dict[str, Tensor]:
         return {name: table(batch, lookup) for name, table in self.tables.items()}
 
-    def _encoded(self, batch: Batch, lookup: Lookup, laid: LaidOut, tables: Mapping[str, Tensor]) -> Encoded:
+    def _encoded(self, batch: Batch, lookup: Lookup, laid: LaidOut, tables: Mapping[str, Tensor],
+                 steps: Mapping[str, Steps]) -> Encoded:
         fields, flat, pair_sum, own = laid
         by_name = {MAIN: fields, **tables}
         penalty = fields.new_zeros(())
         if self.l2:
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
-        flat = self.dropout(appended(flat, [*self.groups(by_name), *self.micronets(fields)]))
-        return Encoded(fields, flat, [Interacting(self.products, by_name)], pair_sum, penalty, lookup, batch.numeric,
-                       batch, partial(self.embedding.steps, batch))
+        interests = self.interests(fields.unbind(1), steps)
+        flat = self.dropout(appended(flat, [*interests, *self.groups(by_name), *self.micronets(fields)]))
+        return Encoded(fields, flat, interests, [Interacting(self.products, by_name)], pair_sum, penalty, lookup,
+                       batch.numeric, batch, partial(self.embedding.steps, batch))
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
         """[B, F, D] and [B, N] → [B, W], with dropout."""
@@ -183,9 +198,9 @@ class FeatureEncoder(nn.Module):
                 sum(p.numel() for e in self.embeddings for p in e.parameters()))
 
     def flops(self) -> int:
-        """Operations per row: projections, interactions, groups and micro-networks."""
+        """Operations per row: projections, interactions, groups, micro-networks and attention to histories."""
         return (sum(e.flops() for e in self.embeddings) + self.products.flops() + self.groups.flops()
-                + self.micronets.flops())
+                + self.micronets.flops() + self.interests.flops())
 
 
 class FirstOrder(nn.Module):

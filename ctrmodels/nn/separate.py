@@ -13,6 +13,7 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
+from ctrmodels.nn.interest import BY_MEAN, Attended
 
 
 class SeparateEncoders(nn.Module):
@@ -23,21 +24,26 @@ class SeparateEncoders(nn.Module):
         spec: embedding and interactions of every encoder.
         dropout: on ``flat``.
         l2: weight of the penalty.
+        attended: what every encoder looks at from the row's own fields.
 
     Attributes:
         width: K times W.
     """
 
-    def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0) -> None:
+    def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
+                 attended: Attended = BY_MEAN) -> None:
         super().__init__()
-        self.encoders = nn.ModuleList(FeatureEncoder(schema, spec, dropout, l2) for _ in schema.objectives)
+        self.encoders = nn.ModuleList(
+            FeatureEncoder(schema, spec, dropout, l2, attended=attended) for _ in schema.objectives)
         self.width = sum(e.width for e in self._each)
 
     def forward(self, batch: Batch) -> Encoded:
-        """``fields`` [B, K*F, D], ``flat`` [B, K*W], the interactions of all, and the sum of the penalties."""
+        """``fields`` [B, K*F, D], ``flat`` [B, K*W], all ``interests``, the interactions of all, and the sum of the
+        penalties."""
         found: Sequence[Encoded] = [encoder(batch) for encoder in self.encoders]
         return replace(found[0], fields=torch.cat([e.fields for e in found], dim=1),
                        flat=torch.cat([e.flat for e in found], dim=1),
+                       interests=tuple(interest for e in found for interest in e.interests),
                        interactions=[own for e in found for own in e.interactions],
                        penalty=torch.stack([e.penalty for e in found]).sum())
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ctrmodels.archspec import ArchSpec, model_fields
+from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Field, Schema
 from ctrmodels.errors import InputError
-from ctrmodels.nn.attention import InterestPooling
 from ctrmodels.nn.dice import Dice
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded
+from ctrmodels.nn.interest import UNIT, Interests, histories_of_fields
 from ctrmodels.nn.towers import MLP
 from ctrmodels.zoo.base import CTRModel, without_interactions
 
@@ -23,7 +23,7 @@ class DIN(CTRModel):
 
     "Deep Interest Network for Click-Through Rate Prediction", KDD 2018, equation 3: in place of the mean of its
     steps a history of items, or of their categories, gives the sum of its steps weighted by
-    :class:`~ctrmodels.nn.attention.InterestPooling` with the row's own item or category. Steps and item share a table.
+    :class:`~ctrmodels.nn.interest.Interests` with the row's own item or category. Steps and item share a table.
 
     Example::
 
@@ -50,33 +50,30 @@ class DIN(CTRModel):
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
-                 histories: Sequence[str] | None = None, attention: Sequence[int] = (36,), softmax: bool = False,
+                 histories: Sequence[str] | None = None, attention: Sequence[int] = UNIT, softmax: bool = False,
                  dice: bool = False, dropout: float = 0.0, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None) -> None:
         super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding)
-        self.histories, place = _histories(schema, histories), model_fields(schema).index
-        self.places = [(place(f.name), place(f.of or f.name)) for f in self.histories]
-        dim = self.encoder.embedding.dim
-        self.attention = nn.ModuleList(InterestPooling(dim, attention, softmax, dice) for _ in self.histories)
+        self.attention = Interests(
+            schema, self.encoder.embedding.dim, _histories(schema, histories), attention, softmax, dice)
         self.deep = MLP(self.encoder.width, hidden, dropout, width_out=1, activation=Dice if dice else None)
 
     def score(self, encoded: Encoded) -> Tensor:
         """[B] logits."""
         fields = list(encoded.fields.unbind(1))
-        for history, (place, item), attention in zip(self.histories, self.places, self.attention, strict=True):
-            steps = self.encoder.embedding.steps(encoded.batch, history.name)  # [B, L, D]
-            fields[place] = attention(fields[item], steps, encoded.batch.sequences[history.name] >= 0)
+        interests = self.attention(fields, self.attention.steps(self.encoder.embedding, encoded.batch))
+        for (place, _), interest in zip(self.attention.places, interests, strict=True):
+            fields[place] = interest
         return self.deep(self.encoder.side_by_side(torch.stack(fields, 1), encoded.numeric)).squeeze(1)
 
     def flops(self) -> int:
         """Attention, at full histories."""
-        units = [m for m in self.attention if isinstance(m, InterestPooling)]
-        return super().flops() + sum(m.flops(f.max_length) for m, f in zip(units, self.histories, strict=True))
+        return super().flops() + self.attention.flops()
 
 
 def _histories(schema: Schema, names: Sequence[str] | None) -> list[Field]:
     """The sequences to attend to."""
-    possible = {f.name: f for f in schema.sequence_fields if f.of is not None}
+    possible = histories_of_fields(schema)
     if not possible:
         raise InputError("params.yaml", "data.fields", [f.name for f in schema.sequence_fields],
                          "din needs a sequence `of` a field of the row, such as the items seen before",

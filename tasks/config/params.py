@@ -74,6 +74,10 @@ class Params(Section):
         if "esm2" in models and self.retrain.esm2.action not in names:
             raise ValueError(f"retrain.models names 'esm2', and retrain.esm2.action = {self.retrain.esm2.action!r} is "
                              f"not the binary objective between click and purchase: use one of {', '.join(names)}")
+        if self.retrain.history != "mean" and not any(f.kind == "sequence" and f.of for f in self.data.fields):
+            raise ValueError(f"retrain.history = {self.retrain.history!r} needs a sequence `of` a field of the row, "
+                             "from which to look at it: give a history of data.fields its item field as `of:`, or set "
+                             "retrain.history to mean")
         if "uniform" not in self.search_embedding.methods:
             raise ValueError("search_embedding.methods must contain 'uniform', the control of every search")
         if "all_pairs" not in self.search_interaction.methods:

@@ -210,6 +210,9 @@ class Retrain(Section):
     Attributes:
         models: ``MODEL``, whose losses are added up, or ``MODEL-BALANCER``, such as ``mmoe-uncertainty``: the same
             model with its losses balanced. docs/models.md has the names of both, and of the models of one score.
+        history: what a sequence ``of`` a field gives every model: the ``mean`` of its steps; or with ``din``, beside
+            it, the sum of its steps weighted by what each says of the row's own item (target attention, KDD 2018);
+            ``din_softmax`` is that with weights whose sum is 1, for histories that grow between training and serving.
         loss_weights: objective → weight of its loss, 1 where absent; read by ``MODEL-fixed`` and ``MODEL-decay``.
         regression: regression objective → how it is learned: ``log``, the squared error of its logarithm;
             ``logistic``, weighted logistic regression; ``ziln``, a zero-inflated log-normal distribution;
@@ -223,6 +226,7 @@ class Retrain(Section):
     seeds: Annotated[int, Field(ge=1, le=20, json_schema_extra=form("Models", "Seeds per model"))] = 3
     bottom: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     tower: tuple[Annotated[int, Field(ge=1)], ...] = (32,)
+    history: Literal["mean", "din", "din_softmax"] = "mean"
     loss_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     regression: dict[str, Literal["log", "logistic", "ziln", "per_duration"]] = {}
     duration: str | None = None

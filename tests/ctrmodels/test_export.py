@@ -16,12 +16,13 @@ from ctrmodels.data import Field, Objective, Schema
 from ctrmodels.errors import InputError
 from ctrmodels.export import export_onnx, export_package, export_split
 from ctrmodels.multitask import DUPN, MultiObjectiveModel
+from ctrmodels.multitask.parts import History
 from ctrmodels.multitask.regression import TARGETS
 from ctrmodels.multitask.spaces import score_names
 from ctrmodels.multitask.split import ItemHalf, UserHalf
 from ctrmodels.serving import Scorer
 from ctrmodels.zoo import DNN
-from tests.support.served_models import ALLOCS, SCHEMA, build, draw, eager, histories
+from tests.support.served_models import ALLOCS, DIM, SCHEMA, build, draw, eager, histories
 
 # Where a mask's values start makes no other graph: one model shows it.
 SINGLE = [("deepfm", "mask_with_init"), *((name, alloc) for name in ("deepfm", "dcnv2", "autodeepfm")
@@ -36,7 +37,7 @@ MULTI = [("single", "per_field"), ("dbmtl", "uniform"), ("aitm", "uniform"), ("y
 QUICK = {"shared_bottom", "esmm", "mmoe", "youtube", "dupn"}
 
 
-def slow_unless(quick: bool, *values: str):
+def slow_unless(quick: bool, *values: str | bool):
     """An export takes seconds: by default one model stands for those whose graphs are alike."""
     return pytest.param(*values, marks=[] if quick else [pytest.mark.slow])
 
@@ -92,6 +93,24 @@ def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) ->
     assert all(np.ptp(score) > 0.01 for score in found.values())
 
 
+@pytest.mark.parametrize(("name", "alloc", "history"), [
+    ("shared_bottom", "mask", "din_softmax"), *(slow_unless(False, name, alloc, "din") for name, alloc in (
+        ("mmoe", "per_bucket"), ("single", "per_field"), ("nmtr", "field_dims"), ("dupn", "central"),
+        ("bpr", "uniform")))])
+def test_target_attention_is_exported(name: str, alloc: str, history: History, tmp_path: Path) -> None:
+    model = build(name, alloc, history=history)
+    export_onnx(model, SCHEMA, tmp_path / "onnx")
+    export_package(model, SCHEMA, tmp_path / "package")
+    scorer, package = Scorer(tmp_path / "onnx"), torch.export.load(tmp_path / "package" / "model.pt2").module()
+    for n in (1, 300):
+        rows = draw(n)
+        expected = eager(model, rows)
+        assert_equal(scorer.score(rows["ids"], rows["numeric"], histories(rows)), expected)
+        tensors = {key: torch.from_numpy(values) for key, values in rows.items()}
+        found = package(tensors.pop("ids"), tensors.pop("numeric"), tensors)
+        assert_equal({key: score.numpy() for key, score in found.items()}, expected)
+
+
 @pytest.mark.parametrize("name", ["bpr", "jrc"])
 def test_models_of_one_score_are_exported(name: str, tmp_path: Path) -> None:
     """A loss of each width and scale; the others differ in training only."""
@@ -137,10 +156,11 @@ def test_a_package_scores_as_the_model_does(name: str, alloc: str, tmp_path: Pat
         assert_equal({key: score.numpy() for key, score in found.items()}, eager(model, draw(n)))
 
 
+@pytest.mark.parametrize("history", ["mean", "din", "din_softmax"])
 @pytest.mark.parametrize(("alloc", "grown"), [*((alloc, False) for alloc in ALLOCS), ("uniform", True)])
-def test_a_split_model_scores_as_the_whole_one(alloc: str, grown: bool) -> None:
+def test_a_split_model_scores_as_the_whole_one(alloc: str, grown: bool, history: History) -> None:
     """A thousand items of one request, for every allocation, and with searched interactions between user and item."""
-    model = build("dupn", alloc, grown=grown)
+    model = build("dupn", alloc, grown=grown, history=history)
     assert isinstance(model, MultiObjectiveModel) and isinstance(model.trunk, DUPN)
     rows = same_user(1000)
     expected, passes = eager(model, rows), []
@@ -156,9 +176,10 @@ def test_a_split_model_scores_as_the_whole_one(alloc: str, grown: bool) -> None:
         assert np.ptp(score) > 0.01
 
 
-@pytest.mark.parametrize(("alloc", "grown"), [("uniform", True), ("mask", False)])
-def test_exported_halves_score_as_the_whole_model(alloc: str, grown: bool, tmp_path: Path) -> None:
-    model = build("dupn", alloc, grown=grown)
+@pytest.mark.parametrize(("alloc", "grown", "history"), [
+    ("uniform", True, "mean"), ("mask", False, "din"), slow_unless(False, "uniform", True, "din")])
+def test_exported_halves_score_as_the_whole_model(alloc: str, grown: bool, history: History, tmp_path: Path) -> None:
+    model = build("dupn", alloc, grown=grown, history=history)
     assert isinstance(model, MultiObjectiveModel)
     export_split(model, SCHEMA, tmp_path / "split")
     user, items = Scorer(tmp_path / "split" / "user"), Scorer(tmp_path / "split" / "items")
@@ -170,6 +191,20 @@ def test_exported_halves_score_as_the_whole_model(alloc: str, grown: bool, tmp_p
         items.score(*as_arrays(others), {**state, "state.user": state["state.user"] * np.nan})
     many = halves_of(draw(5))[0]  # of several requests at once, to keep their users
     assert user.score(*as_arrays(many))["state.user"].shape == (5, 128)
+
+
+def test_a_state_holds_a_historys_steps_where_items_weigh_them_and_not_otherwise() -> None:
+    one, _ = halves_of(same_user(7))
+    held = {}
+    for history in ("mean", "din"):
+        model = build("dupn", "uniform", history=history)
+        assert isinstance(model, MultiObjectiveModel)
+        with torch.no_grad():
+            state = UserHalf(model, SCHEMA)(one[0][:1], one[1][:1], {"seen": one[2]["seen"][:1]})
+        held[history] = {name: tuple(values.shape) for name, values in state.items()}
+    assert held["din"].items() - held["mean"].items() == {
+        ("state.steps.seen", (1, 4, DIM)), ("state.there.seen", (1, 4))}
+    assert state["state.there.seen"].tolist() == (one[2]["seen"][:1] >= 0).float().tolist()
 
 
 def test_a_model_that_knows_no_user_by_itself_has_no_halves(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.export import Model
 from ctrmodels.multitask import ONE_SCORE, ModelConfig, build_model
 from ctrmodels.multitask import build as build_retrained
+from ctrmodels.multitask.parts import History
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.table import tables
 from ctrmodels.zoo import HOSTS, MODELS
@@ -61,11 +62,12 @@ TABLES: Mapping[str, Alloc] = {
 
 
 def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False, options: Any = None,
-          target: str = "log") -> Model:
+          target: str = "log", history: History = "mean") -> Model:
     """A model whose parameters and statistics all count, with the values that were pruned still at zero.
 
     Args:
         target: of the objective ``dwell``, by ``price`` where that is per duration.
+        history: how a multi-objective model or one of one score reads ``seen``.
     """
     spec = ArchSpec.of(schema, "test", DIM, alloc=ALLOCS[alloc], interactions=GROWN if grown else all_pairs(schema),
                        groups=GROUPS if grown else (), tables=TABLES if grown else {})
@@ -73,10 +75,10 @@ def build(name: str, alloc: str, schema: Schema = SCHEMA, grown: bool = False, o
     if name in MODELS or name in HOSTS:
         model: Model = {**HOSTS, **MODELS}[name](schema, spec, "click", dropout=0.1, l2=0.1)
     elif name in ONE_SCORE:
-        model = build_retrained(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1))
+        model = build_retrained(name, schema, spec, ModelConfig((8,), (6,), dropout=0.1, l2=0.1, history=history))
     else:
         model = build_model(name, schema, spec, ModelConfig(
-            (8,), (6,), dropout=0.1, l2=0.1, options=options, duration="price",
+            (8,), (6,), dropout=0.1, l2=0.1, history=history, options=options, duration="price",
             regression={o.name: target for o in schema.objectives if o.kind == "regression"}))
         values = [[3.0, 40.0] if o.kind == "regression" else [1.0, 1.0] for o in schema.objectives]
         model.fit_targets(np.array(values, np.float32).T, np.zeros((2, len(schema.id_fields)), int))
@@ -114,10 +116,14 @@ def histories(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def eager(model: Model, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What the model itself says of ``rows``, by the code that training uses."""
-    n = len(rows["ids"])
-    batch = Batch(torch.from_numpy(rows["ids"]), torch.from_numpy(rows["numeric"]),
-                  {name: torch.from_numpy(steps) for name, steps in histories(rows).items()},
-                  torch.zeros(n, len(SCHEMA.objectives)), torch.zeros(n, dtype=torch.int32))
     model.eval()
     with torch.no_grad():
-        return {name: score.numpy() for name, score in model.predict(batch).items()}
+        return {name: score.numpy() for name, score in model.predict(batch_of(rows)).items()}
+
+
+def batch_of(rows: Mapping[str, np.ndarray]) -> Batch:
+    """``rows`` as training sees them, nothing having happened on them."""
+    n = len(rows["ids"])
+    return Batch(torch.from_numpy(rows["ids"]), torch.from_numpy(rows["numeric"]),
+                 {name: torch.from_numpy(steps) for name, steps in histories(rows).items()},
+                 torch.zeros(n, len(SCHEMA.objectives)), torch.zeros(n, dtype=torch.int32))

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Dataset
-from ctrmodels.data.planted import planted_funnel, planted_pairs
+from ctrmodels.data.planted import planted_funnel, planted_interests, planted_pairs
 from ctrmodels.errors import InputError
 from ctrmodels.multitask import load_model
 from ctrmodels.training import TrainConfig, predict
@@ -109,6 +109,23 @@ def test_costs_are_those_of_the_model_on_the_chosen_architecture(trained: Path) 
     assert {k: metrics[k] for k in vars(cost)} == vars(cost) and metrics["parameters"] == cost.parameters
     chosen = ArchSpec.load(trained / "outputs" / "select_interaction" / "spec")
     assert ArchSpec.load(out(trained) / "spec").id == chosen.id
+
+
+def test_histories_are_read_as_params_yaml_says(tmp_path: Path) -> None:
+    """In every seed's training, in the predictions and in the model that comes out."""
+    workspace.prepare(tmp_path, planted_interests(0, rows=3000, users=200))
+    raw = workspace.raw_params()
+    raw["data"] |= {"fields": [{"name": "item_id", "kind": "categorical", "side": "item"},
+                               {"name": "seen", "kind": "sequence", "of": "item_id", "max_length": 15}],
+                    "objectives": [{"name": "click", "label": "click"}]}
+    raw["retrain"]["history"] = "din"
+    folder = workspace.run_retrain(tmp_path, "shared_bottom", raw)
+    assert read(folder / "model.json")["config"]["history"] == "din"
+    model, rows = load_model(folder), Dataset(tmp_path / "outputs" / "encode", ("test",)).role("test")
+    assert [name for name, _ in model.named_parameters() if name.startswith("encoder.interests.0.")]
+    metrics, table = read(folder / "metrics.json"), pq.read_table(folder / "predictions" / "test.parquet")
+    assert metrics["flops"] == model.cost().flops
+    np.testing.assert_allclose(table["score.click@all"], predict(model, rows)["click@all"], rtol=1e-5)
 
 
 def test_the_same_inputs_give_the_same_bytes(trained: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ctrmodels.multitask.models.youtube import YouTubeOptions, youtube
 from ctrmodels.multitask.one_score import ONE_SCORE, OneScoreModel, score_loss
 from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
 from ctrmodels.multitask.regression import Target, build_target
+from ctrmodels.multitask.requirements import attended
 from ctrmodels.nn.encoder import FeatureEncoder, WideHead
 from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
 
@@ -88,7 +89,7 @@ def build(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) -> Mul
     if name not in ONE_SCORE:
         return build_model(name, schema, spec, config)
     loss = score_loss(name, schema, config.options)
-    encoder = FeatureEncoder(schema, spec, config.dropout, config.l2)
+    encoder = FeatureEncoder(schema, spec, config.dropout, config.l2, attended=attended(schema, config.history))
     wide = WideHead(schema, spec, loss.width, config.gate_init)
     return OneScoreModel(schema, encoder, wide, (*config.bottom, *config.tower), loss, config.dropout)
 
@@ -116,8 +117,9 @@ def build_model(name: str, schema: Schema, spec: ArchSpec, config: ModelConfig) 
     targets = _targets(schema, config)
     blueprint = MODELS[name]
     options = blueprint.options() if config.options is None else config.options
-    encoder = blueprint.encoder(schema, spec, 0.0 if blueprint.crosses else config.dropout, config.l2)
-    parts = blueprint.parts(Site(schema, spec, config, options, encoder.width))
+    seen = attended(schema, config.history)
+    encoder = blueprint.encoder(schema, spec, 0.0 if blueprint.crosses else config.dropout, config.l2, attended=seen)
+    parts = blueprint.parts(Site(schema, spec, config, options, encoder.width, len(seen.histories) * spec.out_dim))
     wide = blueprint.wide(schema, spec, len(names) + len(parts.further), config.gate_init)
     return MultiObjectiveModel(schema, encoder, wide, parts, config.dropout, config.loss_weights, targets)
 

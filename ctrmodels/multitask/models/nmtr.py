@@ -85,7 +85,8 @@ class UserItem(Trunk):
 
     ``p = P x_user`` and ``q = Q x_item`` with d values each. ``gmf``: ``p * q``; ``mlp``: ``[p; q]``; ``neumf``:
     ``[p * q; MLP_r([p; q])]``, its MLP the behaviour's own ("Neural Collaborative Filtering", WWW 2017, section 3.4).
-    Users come with their context.
+    Users come with their context, and with the interest that their histories have in the item where the encoder looks
+    at them from there.
 
     Args:
         schema: the log.
@@ -95,25 +96,26 @@ class UserItem(Trunk):
         interaction: which.
         hidden: widths of NeuMF's MLP.
         dropout: of that.
+        interest: columns of the encoder's interests.
 
     Raises:
         InputError: no field describes the user, or none the item.
     """
 
     def __init__(self, schema: Schema, dim: int, n_objectives: int, width: int, interaction: Interaction,
-                 hidden: Sequence[int], dropout: float = 0.0) -> None:
+                 hidden: Sequence[int], dropout: float = 0.0, interest: int = 0) -> None:
         layers = tuple(hidden) if interaction == "neumf" else ()
         super().__init__({"gmf": width, "mlp": 2 * width, "neumf": width + sum(layers[-1:])}[interaction], n_objectives)
         self.interaction = interaction
         self.user = SideFeatures(schema, dim, side_names("nmtr", schema, "user", "context"))
         self.item = SideFeatures(schema, dim, side_names("nmtr", schema, "item"))
-        self.p = nn.Linear(self.user.width, width, bias=False)
+        self.p = nn.Linear(self.user.width + interest, width, bias=False)
         self.q = nn.Linear(self.item.width, width, bias=False)
         self.own = nn.ModuleList(MLP(2 * width, layers, dropout) for _ in range(n_objectives if layers else 0))
 
     def represent(self, encoded: Encoded) -> list[Tensor]:
         """See :class:`Trunk`."""
-        p = self.p(self.user(encoded.fields, encoded.numeric))
+        p = self.p(torch.cat([self.user(encoded.fields, encoded.numeric), *encoded.interests], 1))
         q = self.q(self.item(encoded.fields, encoded.numeric))
         if self.interaction == "gmf":
             return [p * q] * self.n_objectives
@@ -155,7 +157,8 @@ def nmtr(site: Site) -> Parts:
     """
     o, c = site.options, site.config
     order = _order(site.schema, o.behaviours)
-    trunk = UserItem(site.schema, site.spec.out_dim, site.n_objectives, o.width, o.interaction, c.bottom, c.dropout)
+    trunk = UserItem(site.schema, site.spec.out_dim, site.n_objectives, o.width, o.interaction, c.bottom, c.dropout,
+                     site.interest)
     tower = (*c.bottom, *c.tower) if o.interaction == "mlp" else ()
     return Parts(trunk, cascade(site.schema.objectives, order, o.carry), tower)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ctrmodels import metrics
 from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, PerField, ValueMask
-from ctrmodels.data import Field, Objective, Rows, Schema
+from ctrmodels.data import Field, Rows
 from ctrmodels.errors import InputError
 from ctrmodels.nn.attention import InterestPooling
 from ctrmodels.nn.dice import Dice
@@ -22,27 +22,7 @@ from ctrmodels.nn.encoder import build_embedding
 from ctrmodels.nn.table import Layout, tables
 from ctrmodels.training import TrainConfig, fit, predict, seed_everything
 from ctrmodels.zoo import DIN, MODELS
-
-CATEGORIES, STEPS = 40, 10
-
-
-def seen_before(seed: int, rows: int) -> Rows:
-    """Rows whose label is likely 1 exactly if the candidate's category is in the history, which half of them have."""
-    rng = np.random.default_rng(seed)
-    schema = Schema((Field("category", "categorical", CATEGORIES, "item"),
-                     Field("seen", "sequence", CATEGORIES, "user", "category", STEPS)),
-                    (Objective("click"),), {"train": rows}, "v", "r")
-    history = rng.permuted(np.tile(np.arange(CATEGORIES), (rows, 1)), axis=1)
-    length = rng.integers(3, STEPS + 1, rows)
-    inside = rng.random(rows) < 0.5
-    place = np.where(inside, rng.integers(0, length), rng.integers(STEPS, CATEGORIES, rows))
-    candidate = history[np.arange(rows), place]
-    steps = np.where(np.arange(STEPS) < length[:, None], history[:, :STEPS], -1)
-    label = rng.random(rows) < np.where(inside, 0.9, 0.1)
-    zeros = np.zeros(rows, np.int64)
-    return Rows.of(schema, candidate[:, None].astype(np.int32), np.zeros((rows, 0), np.float32),
-                   {"seen": steps.astype(np.int32)}, label[:, None].astype(np.float32), zeros.astype(np.int32),
-                   zeros, zeros)
+from tests.support.seen_before import seen_before
 
 
 def auc(scores: dict[str, np.ndarray], rows: Rows) -> float:
@@ -117,8 +97,8 @@ def test_several_histories_each_look_at_their_own_field() -> None:
     schema = replace(SCHEMA, fields=fields)
     torch.manual_seed(0)
     both = DIN(schema, ArchSpec.dense(schema, DIM), "click")
-    assert [f.name for f in both.histories] == ["recent", "friends"]
-    assert both.places == [(4, 1), (5, 0)]
+    assert [f.name for f in both.attention.histories] == ["recent", "friends"]
+    assert both.attention.places == [(4, 1), (5, 0)]
     assert both(draw(4, schema)).shape == (4,)
     one = DIN(schema, ArchSpec.dense(schema, DIM), "click", histories=("friends",))
     assert len(one.attention) == 1
