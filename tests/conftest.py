@@ -4,7 +4,7 @@ import os
 import sys
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # a stage under test starts no W&B process unless the test asks for one
-# What a planted truth has to reach, and what has to agree to the bit, was set on a processor: GPUs have tests of their own.
+# What a planted truth has to reach, and what agrees to the bit, was set on a processor: GPUs have tests of their own.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, whatever the number of cores
 

@@ -15,7 +15,7 @@ from ctrmodels.training.optimisers import TABLE_OPTIMISERS
 from ctrmodels.zoo import MODELS
 from ctrmodels.zoo.base import Sizes
 
-pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible: `make test-gpu` looks for one"),
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible: use `make test-gpu`"),
               pytest.mark.filterwarnings("ignore::UserWarning")]
 LOG = planted_pairs(0, rows=20_000)
 
