@@ -196,7 +196,7 @@ class Site:
         config: sizes.
         options: the model's own, never ``None``.
         width: W.
-        interest: of these, the columns that are ``Encoded.interests``.
+        interest: columns of one encoder's ``Encoded.interests``, which are among these.
     """
 
     schema: Schema

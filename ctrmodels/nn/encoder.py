@@ -178,7 +178,7 @@ class FeatureEncoder(nn.Module):
         if self.l2:
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
-        interests = self.interests(fields.unbind(1), steps)
+        interests = self.interests(fields.unbind(1), steps) if steps else ()
         flat = self.dropout(appended(flat, [*interests, *self.groups(by_name), *self.micronets(fields)]))
         return Encoded(fields, flat, interests, [Interacting(self.products, by_name)], pair_sum, penalty, lookup,
                        batch.numeric, batch, partial(self.embedding.steps, batch))

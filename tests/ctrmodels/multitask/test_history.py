@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -97,9 +98,12 @@ def at_the_candidate(model: torch.nn.Module, rows: Rows) -> float:
     return float(same.gather(1, far[:, None])[same.any(1)].float().mean())
 
 
-@pytest.mark.parametrize(("name", "history", "seed"), [("shared_bottom", "din", 0), *(
-    pytest.param(name, history, seed, marks=pytest.mark.slow) for name in ("shared_bottom", "mmoe")
-    for history in ("din", "din_softmax") for seed in range(5) if (name, history, seed) != ("shared_bottom", "din", 0))])
+QUICK = ("shared_bottom", "din", 0)
+
+
+@pytest.mark.parametrize(("name", "history", "seed"), [
+    pytest.param(*case, marks=[] if case == QUICK else [pytest.mark.slow])
+    for case in product(("shared_bottom", "mmoe"), ("din", "din_softmax"), range(5))])
 def test_attention_sees_a_candidate_in_the_history_where_a_mean_does_not(name: str, history: str, seed: int) -> None:
     (mean, _), (blind, by_chance), (area, looked) = (found(name, kind, seed) for kind in ("mean", "blind", history))
     assert area >= mean + BAR
