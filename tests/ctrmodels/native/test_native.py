@@ -461,7 +461,7 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             operations.products(vectors, None, slots, products, 0)
             weights = table[:slots.shape[1]].contiguous()
             z, offsets = hidden[:, :15].contiguous(), table[:3, :4].contiguous()
-            mixed, gates = operations.mix(z, offsets, 1)
+            mixed, shares = operations.mix(z, offsets, 1)
             fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True)
             gates, gated = torch.ones(slots.shape[1]), []
             for w in (None, weights):
@@ -476,7 +476,7 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
                     operations.relu_backward(hidden, hidden.flip(0).contiguous(), torch.empty_like(hidden)),
                     *operations.dot_relu_backward(table[:, 0].contiguous(), hidden, table[1].clone()),
                     *operations.dot_backward(table[:, 0].contiguous(), gradient[:4096].contiguous(), table[1].clone()),
-                    *operations.mix_backward(mixed, z, offsets, gates)]
+                    *operations.mix_backward(mixed, z, offsets, shares)]
         finally:
             torch.set_num_threads(before)
 
