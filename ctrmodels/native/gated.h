@@ -50,7 +50,7 @@ struct Tiles {
   template <typename Work>
   void of_part(int64_t part, const Work& work) const {
     Tile x(of.f * of.d);
-    std::vector<Lanes> room(of.d);
+    std::vector<Lanes> room(2 * of.d);
     for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
       const int64_t first = t * kLanes, next = std::min(first + kLanes, b), last = std::min(next + kLanes, b);
       x.load(of.fields + first * of.stride, of.stride, next - first);

@@ -85,10 +85,14 @@ struct Tile {
 };
 
 // M combinations of p fields each, and weights [M, D] or [M, 1] of their products, if there are any. Neighbours of which
-// all fields but the last are the same are a run: what the other fields make together is computed once for it.
+// all fields but the last are the same are a run: what the other fields make together is computed once for it. Where the
+// last fields of the next run are the last ones of this one, as of all pairs in order, the two share what they read.
 struct Combinations {
   struct Run {
     int64_t begin, end;
+    bool shares = false;
+
+    int64_t size() const { return end - begin; }
   };
 
   const int64_t* slots;  // [p, M]
@@ -121,6 +125,12 @@ struct Combinations {
       else
         runs.push_back({k, k + 1});
     }
+    for (size_t r = 0; r + 1 < runs.size(); ++r) {
+      const int64_t* last = slots + (p - 1) * m;
+      const Run& next = runs[r + 1];
+      runs[r].shares = next.size() <= runs[r].size() &&
+                       std::equal(last + next.begin, last + next.end, last + runs[r].end - next.size());
+    }
   }
 
   // The field in place s of combination k.
@@ -137,29 +147,55 @@ struct Combinations {
   }
 };
 
-// Of a tile x: take(k, sum) of every combination in turn; room is for D values.
+// Of a tile x: take(k, sum) of n combinations from each of begins on, whose other fields make heads and whose last fields
+// are the same ones.
+template <size_t kHeads, typename Take>
+void sum_runs(const Combinations& of, const Lanes* x, const std::array<const Lanes*, kHeads>& heads,
+              const std::array<int64_t, kHeads>& begins, int64_t n, const Take& take) {
+  constexpr int64_t kBlock = 4;  // sums that need not wait for each other
+  const int64_t* last = of.slots + (of.p - 1) * of.m + begins[0];
+  for (int64_t k = 0; k < n; k += kBlock) {
+    std::array<int64_t, kBlock> place;  // behind the last one, that one again
+    std::array<const Lanes*, kBlock> tails;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      place[i] = std::min(k + i, n - 1);
+      tails[i] = x + last[place[i]] * of.d;
+    }
+    std::array<std::array<Lanes, kBlock>, kHeads> sums{};
+    const auto add_up = [&](const auto& weighted) {
+      for (int64_t j = 0; j < of.d; ++j)
+        for (int64_t i = 0; i < kBlock; ++i) {
+          const Lanes tail = tails[i][j];
+          for (size_t h = 0; h < kHeads; ++h) sums[h][i] += weighted(heads[h][j], begins[h] + place[i], j) * tail;
+        }
+    };
+    if (of.weighted > 1)
+      add_up([&](Lanes head, int64_t m, int64_t j) { return head * of.weights[m * of.d + j]; });
+    else
+      add_up([](Lanes head, int64_t, int64_t) { return head; });
+    for (size_t h = 0; h < kHeads; ++h)
+      for (int64_t i = 0; i < std::min(kBlock, n - k); ++i) {
+        const int64_t m = begins[h] + k + i;
+        take(m, of.weighted == 1 ? sums[h][i] * of.weights[m] : sums[h][i]);
+      }
+  }
+}
+
+// Of a tile x: take(k, sum) of every combination; room is for 2 * D values.
 template <typename Take>
 void each_sum(const Combinations& of, const Lanes* x, Lanes* room, const Take& take) {
-  constexpr int64_t kBlock = 4;  // sums that need not wait for each other
-  const int64_t d = of.d;
-  const int64_t* last = of.slots + (of.p - 1) * of.m;
-  for (const Combinations::Run& run : of.runs) {
-    const Lanes* head = of.shared(x, run.begin, d, room);
-    for (int64_t k = run.begin; k < run.end; k += kBlock) {
-      std::array<int64_t, kBlock> place;  // behind the last one, that one again
-      for (int64_t i = 0; i < kBlock; ++i) place[i] = std::min(k + i, run.end - 1);
-      std::array<const Lanes*, kBlock> tail;
-      for (int64_t i = 0; i < kBlock; ++i) tail[i] = x + last[place[i]] * d;
-      std::array<Lanes, kBlock> sums{};
-      if (of.weighted > 1)
-        for (int64_t j = 0; j < d; ++j)
-          for (int64_t i = 0; i < kBlock; ++i) sums[i] += head[j] * of.weights[place[i] * d + j] * tail[i][j];
-      else
-        for (int64_t j = 0; j < d; ++j)
-          for (int64_t i = 0; i < kBlock; ++i) sums[i] += head[j] * tail[i][j];
-      for (int64_t i = 0; i < std::min(kBlock, run.end - k); ++i)
-        take(k + i, of.weighted == 1 ? sums[i] * of.weights[k + i] : sums[i]);
+  for (size_t r = 0; r < of.runs.size(); ++r) {
+    const Combinations::Run& run = of.runs[r];
+    const Lanes* head = of.shared(x, run.begin, of.d, room);
+    if (!run.shares) {
+      sum_runs<1>(of, x, {head}, {run.begin}, run.size(), take);
+      continue;
     }
+    const Combinations::Run& next = of.runs[++r];
+    const int64_t alone = run.size() - next.size();
+    sum_runs<1>(of, x, {head}, {run.begin}, alone, take);
+    sum_runs<2>(of, x, {head, of.shared(x, next.begin, of.d, room + of.d)}, {run.begin + alone, next.begin},
+                next.size(), take);
   }
 }
 
@@ -175,7 +211,7 @@ void products(const Tensor& fields, const std::optional<Tensor>& weights, const 
   float* out = result.mutable_data_ptr<float>() + column;
   at::parallel_for(0, tiles, grain(kLanes * m * d), [&](int64_t begin, int64_t end) {
     Tile x(of.f * d), sums(m);
-    std::vector<Lanes> room(d);
+    std::vector<Lanes> room(2 * d);
     for (int64_t t = begin; t < end; ++t) {
       const int64_t first = t * kLanes, count = std::min(kLanes, b - first);
       x.load(of.fields + first * of.stride, of.stride, count);
