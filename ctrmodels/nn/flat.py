@@ -71,7 +71,8 @@ def lay_out(fields: Tensor, numeric: Tensor, pairs: bool = False) -> LaidOut:
 
 def look_up(table: Table, lookup: Lookup, numeric: Tensor, pairs: bool = False) -> LaidOut:
     """:func:`lay_out` of ``table(lookup)``, in one pass over the rows where every bag holds a single one."""
-    bf16 = None if table.void else in_one_pass(lookup, numeric, table.weight)
+    several = lookup.begins is not None or isinstance(lookup, PaddedLookup)
+    bf16 = None if several or table.void else in_one_pass(lookup, numeric, table.weight)
     if bf16 is None:
         return lay_out(table(lookup), numeric, pairs)
     width = flat_width(lookup.shape[1], table.weight.shape[1], numeric.shape[1])
