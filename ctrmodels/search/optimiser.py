@@ -43,14 +43,15 @@ class GRDA(torch.optim.Optimizer):
         steps: planned number of steps T.
         gamma: step size; 1 as published, not the weights' learning rate.
         mu: how late the threshold rises, 0.5 < mu < 1.
+        positive: a gate below zero is zero as well; its accumulator goes on, and may bring it back.
     """
 
     def __init__(self, parameters: Iterable[Tensor], target_threshold: float, steps: int, gamma: float = 1.0,
-                 mu: float = 0.8) -> None:
+                 mu: float = 0.8, positive: bool = False) -> None:
         if target_threshold <= 0 or steps < 1 or gamma <= 0:
             raise ValueError("target_threshold, steps and gamma must be positive")
         c = target_threshold * gamma**-0.5 * (gamma * steps) ** -mu
-        super().__init__(parameters, {"c": c, "gamma": gamma, "mu": mu})
+        super().__init__(parameters, {"c": c, "gamma": gamma, "mu": mu, "positive": positive})
         for x in self.param_groups[0]["params"]:
             self.state[x]["step"] = torch.zeros((), dtype=torch.float64, device=x.device)
 
@@ -84,6 +85,8 @@ class GRDA(torch.optim.Optimizer):
                     state["v"] = x.detach().clone()
                 state["v"].add_(x.grad, alpha=-group["gamma"])
                 x.copy_(torch.sign(state["v"]) * (state["v"].abs() - level).clamp(min=0.0))
+                if group["positive"]:
+                    x.clamp_(min=0.0)
         return loss
 
 

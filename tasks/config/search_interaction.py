@@ -22,6 +22,8 @@ class Gates(Section):
         gamma, mu: of GRDA.
         gate_init: where gates start.
         epochs: passes over the rows, per stage.
+        gates_on: rows that gates learn from: ``batch``, the weights' own, as published; or ``arch``, against pairs of
+            fields with so many ids that they fit what they are trained on (a pass more per step).
     """
 
     target_threshold: Annotated[float, Field(gt=0)] = 1.16
@@ -29,6 +31,7 @@ class Gates(Section):
     mu: Annotated[float, Field(gt=0)] = 0.8
     gate_init: Annotated[float, Field(gt=0)] = 0.6
     epochs: Annotated[int, Field(ge=1)] = 5
+    gates_on: Literal["batch", "arch"] = "batch"
 
 
 class MutualInformation(Section):

@@ -5,17 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ctrmodels.archspec import ArchSpec, Interaction
+from ctrmodels.data.loader import Endless
 from ctrmodels.data.schema import Schema
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows
+from ctrmodels.search.bilevel import set_gradients
 from ctrmodels.search.optimiser import GRDA
-from ctrmodels.search.progress import Progress
+from ctrmodels.search.progress import Progress, Stateful
 from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
@@ -43,12 +45,19 @@ class GatedSearch(ABC):
     batch and backward pass. "AutoFIS: Automatic Feature Interaction Selection in Factorization Models for Click-Through
     Rate Prediction", KDD 2020, sections 3.2 and 3.3.
 
+    That is ``gates_on: batch``, as published. Where fields have so many ids that their products fit the rows they are
+    trained on, gates that learn from these rows prefer such products. ``gates_on: arch`` is ours: weights learn from
+    ``train``, and after each of their steps the gates take one of their own on a batch of ``arch``, to first order. A
+    gate that falls below zero there belongs to a product that says the opposite on new rows of what it learnt, and is
+    zero.
+
     Attributes:
         target_threshold: GRDA's threshold at the last step; twice ``gate_init`` matches the published runs
             (the published constant c belongs to their number of steps and does not carry over).
         gamma, mu: of GRDA.
         gate_init: where gates start.
         epochs: passes over the rows, per stage.
+        gates_on: the rows that gates learn from: the weights' own batch, or ``arch``.
     """
 
     target_threshold: float = 1.16
@@ -56,6 +65,7 @@ class GatedSearch(ABC):
     mu: float = 0.8
     gate_init: float = 0.6
     epochs: int = 5
+    gates_on: Literal["batch", "arch"] = "batch"
 
     name: ClassVar[str]
     part: ClassVar[Part] = "interaction"
@@ -94,14 +104,23 @@ class GatedSearch(ABC):
         optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
                                    config.table_learning_rate, config.weight_decay, exclude=[gates])
         trainer = Trainer(network, config, optimisers)
-        train = trainer.loader(rows.both(), seed)
+        held_out = self.gates_on == "arch"
+        train = trainer.loader(rows.train if held_out else rows.both(), seed)
         trainer.planned = self.epochs * train.steps(0)
-        selection = GRDA([gates], self.target_threshold, trainer.planned, self.gamma, self.mu)
-        optimisers.add_architecture(selection)
-        progress = Progress(self, seed, trainer, checkpoint)
+        selection = GRDA([gates], self.target_threshold, trainer.planned, self.gamma, self.mu, positive=held_out)
+        arch = Endless(trainer.loader(rows.arch, seed))
+        parts: dict[str, Stateful] = {}
+        if held_out:
+            parts = {"selection": Optimisers([selection]), "arch": arch}
+        else:
+            optimisers.add_architecture(selection)
+        progress = Progress(self, seed, trainer, checkpoint, parts)
         for epoch in progress.epochs(self.epochs):
             for _ in progress.steps(train):
-                pass
+                if held_out:
+                    set_gradients([gates], trainer, next(arch))
+                    selection.step()
+                    progress.found.steps += 1
             progress.found.trace.append({**about, "epoch": epoch, "threshold": round(float(selection.level), 6),
                                          "kept": int((gates != 0).sum())})
         progress.keep()

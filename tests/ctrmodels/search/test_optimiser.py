@@ -50,6 +50,17 @@ def test_a_value_comes_back_from_zero():
     assert x.item() == pytest.approx(2.1 - 0.3)
 
 
+def test_a_positive_gate_below_zero_is_zero_until_its_accumulator_brings_it_back():
+    x = torch.tensor([0.1], requires_grad=True)
+    optimizer = GRDA([x], target_threshold=0.3, steps=2, mu=0.8, positive=True)
+    x.grad = torch.tensor([2.0])
+    optimizer.step()
+    assert x.item() == 0.0
+    x.grad = torch.tensor([-3.0])
+    optimizer.step()
+    assert x.item() == pytest.approx(0.1 - 2.0 + 3.0 - 0.3)
+
+
 def test_senseless_settings_are_refused():
     with pytest.raises(ValueError):
         GRDA([torch.zeros(1, requires_grad=True)], target_threshold=0.0, steps=10)

@@ -45,6 +45,7 @@ SEARCHES: dict[str, tuple[SearchMethod, Planted]] = {
     "autoemb, previous": (AutoEmb(candidates=(2, 8), every=3, min_vocab=20, decide_on="previous",
                                   epochs=2), STREAM),
     "autofis": (AutoFIS(epochs=2, target_threshold=0.6), PAIRS),
+    "autofis, gates on arch": (AutoFIS(epochs=2, target_threshold=0.6, gates_on="arch"), PAIRS),
     "autogroup": (AutoGroup(groups=(2, 3, 3), dims=(3, 4), epochs=2), PAIRS),
 }
 
