@@ -17,7 +17,8 @@ from ctrmodels.search.popularity import PopularityMixture
 
 SCHEMA = Schema(
     (Field("user", "categorical", 700, "user"), Field("sex", "categorical", 3, "user"),
-     Field("item", "categorical", 1500, "item"), Field("size", "numeric", 150), Field("shop", "categorical", 120, "item")),
+     Field("item", "categorical", 1500, "item"), Field("size", "numeric", 150),
+     Field("shop", "categorical", 120, "item")),
     (Objective("click"),), {}, vocab_hash="v", roles_hash="r")
 ROWS = 4000
 
