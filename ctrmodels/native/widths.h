@@ -26,12 +26,19 @@ namespace {
 
 float squashed(float x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
 
+// What all operations below go through: the rows, in parts of one space each.
 struct Widths {
   std::vector<Chunk> parts;
   const bool* takes;
   int64_t u, spaces, count, d;
 
   int64_t wide() const { return count * d; }
+
+  void check_statistics(const Tensor& mean, const Tensor& variance) const {
+    check(mean, at::kFloat, 2, "mean");
+    check(variance, at::kFloat, 2, "variance");
+    TORCH_CHECK(mean.size(0) == spaces && mean.size(1) == wide() && variance.sizes() == mean.sizes(), "shapes do not fit");
+  }
 
   // work(number, part) for all of them; which rows are in a part does not depend on the number of threads.
   template <typename Work>
@@ -51,7 +58,8 @@ struct Widths {
 Widths widths_of(int64_t u, const Tensor& cuts, const Tensor& takes, int64_t count, int64_t d) {
   check(takes, at::kBool, 1, "takes");
   std::vector<Chunk> parts = chunks(cuts);
-  TORCH_CHECK(takes.numel() + 1 == cuts.numel() && u == (parts.empty() ? 0 : parts.back().end), "shapes do not fit");
+  TORCH_CHECK(count > 0 && takes.numel() + 1 == cuts.numel() && u == (parts.empty() ? 0 : parts.back().end),
+              "shapes do not fit");
   return {std::move(parts), takes.const_data_ptr<bool>(), u, takes.numel(), count, d};
 }
 
@@ -94,6 +102,35 @@ std::vector<float> turned(const float* map, at::IntArrayRef widths, int64_t d) {
   return found;
 }
 
+// Of a part's rows: how often they are looked up, then the mean of every column, then its squared distances from that.
+constexpr int64_t moments_width(int64_t columns) { return 1 + 2 * columns; }
+
+// Means and biased variances [S, N * D], and look-ups [S], of spaces from the moments of their parts: "Algorithms for
+// Computing the Sample Variance: Analysis and Recommendations", The American Statistician 1983. Others keep what they have.
+void merge(const Widths& shape, const std::vector<float>& moments, float* mean, float* variance, float* looked_up) {
+  const int64_t nd = shape.wide();
+  std::vector<double> counts(shape.spaces), means(shape.spaces * nd), squares(shape.spaces * nd);
+  for (size_t p = 0; p < shape.parts.size(); ++p) {
+    const int64_t s = shape.parts[p].space;
+    const float *total = moments.data() + p * moments_width(nd), *centre = total + 1, *away = centre + nd;
+    const double before = counts[s], after = before + total[0], share = after ? total[0] / after : 0.0;
+    for (int64_t j = 0; j < nd; ++j) {
+      const double apart = centre[j] - means[s * nd + j];
+      means[s * nd + j] += apart * share;
+      squares[s * nd + j] += away[j] + apart * apart * before * share;
+    }
+    counts[s] = after;
+  }
+  for (int64_t s = 0; s < shape.spaces; ++s) {
+    if (counts[s] == 0) continue;
+    looked_up[s] = static_cast<float>(counts[s]);
+    for (int64_t j = s * nd; j < (s + 1) * nd; ++j) {
+      mean[j] = static_cast<float>(means[j]);
+      variance[j] = static_cast<float>(squares[j] / counts[s]);
+    }
+  }
+}
+
 // Rows int64 [U] of table [V, W]: themselves [U, W], their candidates times maps [S, I, D] -> [U, N * D], and of these by
 // space and column, a row counted as often as it is looked up, mean and biased variance [S, N * D], and look-ups [S].
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project(const Tensor& table, const Tensor& rows, const Tensor& begins,
@@ -104,85 +141,62 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project(const Tensor& table, 
   check(maps, at::kFloat, 3, "maps");
   const Widths shape = widths_of(begins.numel(), cuts, takes, static_cast<int64_t>(widths.size()), maps.size(2));
   const LookUps look_ups(begins, n);
-  const int64_t u = shape.u, w = table.size(1), height = table.size(0), d = shape.d, nd = shape.wide(), inner = maps.size(1);
+  const int64_t u = shape.u, w = table.size(1), height = table.size(0), inner = maps.size(1), d = shape.d, nd = shape.wide();
   TORCH_CHECK(rows.numel() == u && maps.size(0) == shape.spaces && inner <= w && d <= w &&
                   std::accumulate(widths.begin(), widths.end(), int64_t{0}) == inner &&
                   *std::min_element(widths.begin(), widths.end()) > 0, "shapes do not fit");
   Tensor x = at::empty({u, w}, table.options()), wide = at::empty({u, nd}, table.options());
-  Tensor mean = at::zeros({shape.spaces, nd}, table.options()), variance = at::ones({shape.spaces, nd}, table.options());
-  Tensor looked_up = at::ones({shape.spaces}, table.options());
   const float *from = table.const_data_ptr<float>(), *map = maps.const_data_ptr<float>();
   const int64_t* row = rows.const_data_ptr<int64_t>();
   float *values = x.mutable_data_ptr<float>(), *to = wide.mutable_data_ptr<float>();
-  // Of every part: look-ups, means, and sums of squared distances from them.
-  const int64_t room = 1 + 2 * nd;
-  std::vector<float> moments(shape.parts.size() * room);
-  shape.by_width([&](auto kWidth) {
-    shape.each([&](int64_t p, const Chunk& part) {
-      float *__restrict__ total = moments.data() + p * room, *__restrict__ centre = total + 1, *__restrict__ away = centre + nd;
-      for (int64_t k = part.begin; k < part.end; ++k) {
-        if (k + kAheadRows < part.end) {
-          __builtin_prefetch(from + row[k + kAheadRows] * w);
-          __builtin_prefetch(from + row[k + kAheadRows] * w + w - 1);
-        }
-        const float* found = from + row_at(row, k, height) * w;
-        std::copy(found, found + w, values + k * w);
-        if (!shape.takes[part.space]) continue;
-        const float *value = values + k * w, *m = map + part.space * inner * d;
-        for (size_t c = 0; c < widths.size(); value += widths[c], m += widths[c++] * d)
-          times(value, m, widths[c], to + k * nd + c * d, d);
-        const float c = look_ups(k);
-        total[0] += c;
-        for (int64_t j = 0; j < nd; ++j) centre[j] += c * to[k * nd + j];
+  std::vector<float> moments(shape.parts.size() * moments_width(nd));
+  shape.each([&](int64_t p, const Chunk& part) {
+    float* __restrict__ total = moments.data() + p * moments_width(nd);
+    float *__restrict__ centre = total + 1, *__restrict__ away = centre + nd;
+    for (int64_t k = part.begin; k < part.end; ++k) {
+      if (k + kAheadRows < part.end) {  // rows lie across two lines of the cache
+        __builtin_prefetch(from + row[k + kAheadRows] * w);
+        __builtin_prefetch(from + row[k + kAheadRows] * w + w - 1);
       }
-      if (!shape.takes[part.space]) return;
-      for (int64_t j = 0; j < nd; ++j) centre[j] /= total[0];
-      for (int64_t k = part.begin; k < part.end; ++k) {
-        const float c = look_ups(k);
-        for (int64_t j = 0; j < nd; ++j) away[j] += c * (to[k * nd + j] - centre[j]) * (to[k * nd + j] - centre[j]);
+      const float *found = from + row_at(row, k, height) * w, *value = values + k * w, *m = map + part.space * inner * d;
+      std::copy(found, found + w, values + k * w);
+      if (!shape.takes[part.space]) continue;
+      float* out = to + k * nd;
+      for (const int64_t width : widths) {
+        times(value, m, width, out, d);
+        value += width, m += width * d, out += d;
       }
-    });
+      const float c = look_ups(k);
+      total[0] += c;
+      for (int64_t j = 0; j < nd; ++j) centre[j] += c * to[k * nd + j];
+    }
+    if (!shape.takes[part.space]) return;
+    for (int64_t j = 0; j < nd; ++j) centre[j] /= total[0];
+    for (int64_t k = part.begin; k < part.end; ++k) {
+      const float c = look_ups(k);
+      for (int64_t j = 0; j < nd; ++j) away[j] += c * (to[k * nd + j] - centre[j]) * (to[k * nd + j] - centre[j]);
+    }
   });
-  std::vector<double> counts(shape.spaces), means(shape.spaces * nd), squares(shape.spaces * nd);
-  for (size_t p = 0; p < shape.parts.size(); ++p) {
-    const int64_t s = shape.parts[p].space;
-    if (!shape.takes[s]) continue;
-    const float *total = moments.data() + p * room, *centre = total + 1, *away = centre + nd;
-    const double before = counts[s], after = before + total[0], share = total[0] / after;
-    for (int64_t j = 0; j < nd; ++j) {
-      const double apart = centre[j] - means[s * nd + j];
-      means[s * nd + j] += apart * share;
-      squares[s * nd + j] += away[j] + apart * apart * before * share;
-    }
-    counts[s] = after;
-  }
-  float *m = mean.mutable_data_ptr<float>(), *v = variance.mutable_data_ptr<float>(), *l = looked_up.mutable_data_ptr<float>();
-  for (int64_t s = 0; s < shape.spaces; ++s) {
-    if (counts[s] == 0) continue;
-    l[s] = static_cast<float>(counts[s]);
-    for (int64_t j = s * nd; j < (s + 1) * nd; ++j) {
-      m[j] = static_cast<float>(means[j]);
-      v[j] = static_cast<float>(squares[j] / counts[s]);
-    }
-  }
+  Tensor mean = at::zeros({shape.spaces, nd}, table.options()), variance = at::ones({shape.spaces, nd}, table.options());
+  Tensor looked_up = at::ones({shape.spaces}, table.options());
+  merge(shape, moments, mean.mutable_data_ptr<float>(), variance.mutable_data_ptr<float>(),
+        looked_up.mutable_data_ptr<float>());
   return {x, wide, mean, variance, looked_up};
 }
 
 // How candidates of one space are normalised, from the statistics that project() gives.
 struct Normal {
-  std::vector<float> root, shift;
+  std::vector<float> root;
+  const float* mean;
 
-  Normal(const Tensor& mean, const Tensor& variance, int64_t space, double eps) : root(mean.size(1)), shift(mean.size(1)) {
-    const float *m = mean.const_data_ptr<float>() + space * mean.size(1);
-    const float *v = variance.const_data_ptr<float>() + space * mean.size(1);
-    for (size_t j = 0; j < root.size(); ++j) {
-      root[j] = 1.0f / std::sqrt(v[j] + static_cast<float>(eps));
-      shift[j] = m[j];
-    }
+  Normal(const Tensor& means, const Tensor& variances, int64_t space, double eps)
+      : root(means.size(1)), mean(means.const_data_ptr<float>() + space * means.size(1)) {
+    const float* v = variances.const_data_ptr<float>() + space * means.size(1);
+    for (size_t j = 0; j < root.size(); ++j) root[j] = 1.0f / std::sqrt(v[j] + static_cast<float>(eps));
   }
 
   void operator()(const float* __restrict__ wide, float* __restrict__ z) const {
-    const float *__restrict__ r = root.data(), *__restrict__ m = shift.data();
+    const float *__restrict__ r = root.data(), *__restrict__ m = mean;
     for (size_t j = 0; j < root.size(); ++j) z[j] = (wide[j] - m[j]) * r[j];
   }
 };
@@ -228,11 +242,14 @@ Tensor blend(const Tensor& x, const Tensor& wide, const Tensor& cuts, const Tens
   check(x, at::kFloat, 2, "x");
   check(wide, at::kFloat, 2, "wide");
   check(weights, at::kFloat, 2, "weights");
-  const Widths shape = widths_of(weights.size(0), cuts, takes, weights.size(1), wide.size(1) / weights.size(1));
+  const int64_t n = weights.size(1);
+  const Widths shape = widths_of(weights.size(0), cuts, takes, n, wide.size(1) / std::max<int64_t>(n, 1));
   const int64_t w = x.size(1), d = shape.d, nd = shape.wide();
-  TORCH_CHECK(x.size(0) == shape.u && wide.size(0) == shape.u && d <= w, "shapes do not fit");
+  TORCH_CHECK(x.size(0) == shape.u && wide.size(0) == shape.u && wide.size(1) == nd && d <= w, "shapes do not fit");
+  shape.check_statistics(mean, variance);
   Tensor mixed = at::empty({shape.u, d}, x.options());
-  const float *values = x.const_data_ptr<float>(), *from = wide.const_data_ptr<float>(), *by = weights.const_data_ptr<float>();
+  const float *values = x.const_data_ptr<float>(), *from = wide.const_data_ptr<float>();
+  const float* by = weights.const_data_ptr<float>();
   float* to = mixed.mutable_data_ptr<float>();
   shape.by_width([&](auto kWidth) {
     shape.each([&](int64_t, const Chunk& part) {
@@ -244,7 +261,7 @@ Tensor blend(const Tensor& x, const Tensor& wide, const Tensor& cuts, const Tens
           continue;
         }
         normal(from + k * nd, z.data());
-        blend_row<kWidth>(z.data(), by + k * shape.count, to + k * d, shape.count, d);
+        blend_row<kWidth>(z.data(), by + k * n, to + k * d, n, d);
       }
     });
   });
@@ -257,8 +274,9 @@ Tensor blend_weights_backward(const Tensor& gradient, const Tensor& wide, const 
   check(gradient, at::kFloat, 2, "gradient");
   check(wide, at::kFloat, 2, "wide");
   const int64_t d = gradient.size(1);
-  const Widths shape = widths_of(gradient.size(0), cuts, takes, wide.size(1) / d, d);
-  TORCH_CHECK(wide.size(0) == shape.u, "shapes do not fit");
+  const Widths shape = widths_of(gradient.size(0), cuts, takes, wide.size(1) / std::max<int64_t>(d, 1), d);
+  TORCH_CHECK(wide.size(0) == shape.u && wide.size(1) == shape.wide(), "shapes do not fit");
+  shape.check_statistics(mean, variance);
   Tensor of_weights = at::zeros({shape.u, shape.count}, wide.options());
   const float *g = gradient.const_data_ptr<float>(), *from = wide.const_data_ptr<float>();
   float* to = of_weights.mutable_data_ptr<float>();
@@ -278,10 +296,11 @@ Tensor blend_weights_backward(const Tensor& gradient, const Tensor& wide, const 
 }
 
 // The gradients of what project() read, through the statistics as well: of the rows [U, W], and of maps.
-std::tuple<Tensor, Tensor> project_backward(const Tensor& gradient, const Tensor& x, const Tensor& wide, const Tensor& begins,
-                                            int64_t n, const Tensor& cuts, const Tensor& takes, const Tensor& maps,
-                                            at::IntArrayRef widths, const Tensor& mean, const Tensor& variance,
-                                            const Tensor& looked_up, const Tensor& weights, double eps) {
+std::tuple<Tensor, Tensor> project_backward(const Tensor& gradient, const Tensor& x, const Tensor& wide,
+                                            const Tensor& begins, int64_t n, const Tensor& cuts, const Tensor& takes,
+                                            const Tensor& maps, at::IntArrayRef widths, const Tensor& mean,
+                                            const Tensor& variance, const Tensor& looked_up, const Tensor& weights,
+                                            double eps) {
   check(gradient, at::kFloat, 2, "gradient");
   check(x, at::kFloat, 2, "x");
   check(wide, at::kFloat, 2, "wide");
@@ -290,13 +309,17 @@ std::tuple<Tensor, Tensor> project_backward(const Tensor& gradient, const Tensor
   const LookUps look_ups(begins, n);
   const Widths shape = widths_of(begins.numel(), cuts, takes, weights.size(1), gradient.size(1));
   const int64_t u = shape.u, w = x.size(1), d = shape.d, nd = shape.wide(), inner = maps.size(1);
-  TORCH_CHECK(x.size(0) == u && wide.size(0) == u && wide.size(1) == nd && gradient.size(0) == u && weights.size(0) == u,
-              "shapes do not fit");
+  TORCH_CHECK(x.size(0) == u && wide.size(0) == u && wide.size(1) == nd && gradient.size(0) == u && weights.size(0) == u &&
+                  maps.size(0) == shape.spaces && maps.size(2) == d && inner <= w && looked_up.numel() == shape.spaces &&
+                  static_cast<int64_t>(widths.size()) == shape.count, "shapes do not fit");
+  shape.check_statistics(mean, variance);
   Tensor pulls = at::empty({u, nd}, x.options()), of_x = at::empty({u, w}, x.options());
   Tensor of_maps = at::zeros(maps.sizes(), maps.options());
-  const float *g = gradient.const_data_ptr<float>(), *from = wide.const_data_ptr<float>(), *by = weights.const_data_ptr<float>();
-  const float *values = x.const_data_ptr<float>(), *map = maps.const_data_ptr<float>(), *counts = looked_up.const_data_ptr<float>();
-  float *pull = pulls.mutable_data_ptr<float>(), *to = of_x.mutable_data_ptr<float>(), *to_maps = of_maps.mutable_data_ptr<float>();
+  const float *g = gradient.const_data_ptr<float>(), *values = x.const_data_ptr<float>();
+  const float *from = wide.const_data_ptr<float>(), *map = maps.const_data_ptr<float>();
+  const float *by = weights.const_data_ptr<float>(), *counts = looked_up.const_data_ptr<float>();
+  float *pull = pulls.mutable_data_ptr<float>(), *to = of_x.mutable_data_ptr<float>();
+  float* to_maps = of_maps.mutable_data_ptr<float>();
   std::vector<float> sums(shape.parts.size() * 2 * nd), map_sums(shape.parts.size() * inner * d);
   std::vector<double> totals(shape.spaces * 2 * nd);
   shape.by_width([&](auto kWidth) {
