@@ -18,6 +18,18 @@ struct Chunk {
   int64_t space, begin, end;
 };
 
+// How often a row of the U is looked up.
+struct LookUps {
+  const int32_t* begins;
+  int64_t u, n;
+
+  LookUps(const Tensor& starts, int64_t total) : u(starts.numel()), n(total) {
+    check(starts, at::kInt, 1, "begins");
+    begins = starts.const_data_ptr<int32_t>();
+  }
+  float operator()(int64_t k) const { return static_cast<float>((k + 1 < u ? begins[k + 1] : n) - begins[k]); }
+};
+
 // Pieces of a space's rows that one thread sums up: the same ones whatever the number of threads.
 std::vector<Chunk> chunks(const Tensor& cuts) {
   constexpr int64_t kRows = 512;
@@ -46,14 +58,12 @@ void sums_by_space(const std::vector<Chunk>& parts, int64_t width, double* resul
 std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm(const Tensor& x, const Tensor& begins, int64_t n, const Tensor& cuts,
                                                     const Tensor& scale, double eps) {
   check(x, at::kFloat, 2, "x");
-  check(begins, at::kInt, 1, "begins");
   check(scale, at::kFloat, 2, "scale");
   const int64_t u = x.size(0), d = x.size(1), spaces = scale.size(0);
   TORCH_CHECK(begins.numel() == u && cuts.numel() == spaces + 1 && scale.size(1) == d, "shapes do not fit");
   const std::vector<Chunk> parts = chunks(cuts);
   const float *from = x.const_data_ptr<float>(), *by = scale.const_data_ptr<float>();
-  const int32_t* starts = begins.const_data_ptr<int32_t>();
-  const auto count = [&](int64_t k) { return static_cast<float>((k + 1 < u ? starts[k + 1] : n) - starts[k]); };
+  const LookUps count(begins, n);
   Tensor result = at::empty({u, d}, x.options()), mean = at::empty({spaces, d}, x.options());
   Tensor variance = at::empty({spaces, d}, x.options()), looked_up = at::empty({spaces}, x.options());
   float *to = result.mutable_data_ptr<float>(), *means = mean.mutable_data_ptr<float>();
@@ -105,14 +115,13 @@ std::tuple<Tensor, Tensor> row_norm_backward(const Tensor& gradient, const Tenso
                                              const Tensor& variance, const Tensor& looked_up, double eps) {
   check(gradient, at::kFloat, 2, "gradient");
   check(x, at::kFloat, 2, "x");
-  check(begins, at::kInt, 1, "begins");
   const int64_t u = x.size(0), d = x.size(1), spaces = scale.size(0);
   TORCH_CHECK(gradient.sizes() == x.sizes() && begins.numel() == u && cuts.numel() == spaces + 1, "shapes do not fit");
   const std::vector<Chunk> parts = chunks(cuts);
   const float *g = gradient.const_data_ptr<float>(), *from = x.const_data_ptr<float>();
   const float *by = scale.const_data_ptr<float>(), *means = mean.const_data_ptr<float>();
   const float *variances = variance.const_data_ptr<float>(), *counts = looked_up.const_data_ptr<float>();
-  const int32_t* starts = begins.const_data_ptr<int32_t>();
+  const LookUps count(begins, n);
   std::vector<float> root(spaces * d);
   for (int64_t i = 0; i < spaces * d; ++i) root[i] = 1.0f / std::sqrt(variances[i] + static_cast<float>(eps));
   std::vector<double> sums(spaces * 2 * d);  // of the gradient, and of the gradient times the normalised value
@@ -145,7 +154,7 @@ std::tuple<Tensor, Tensor> row_norm_backward(const Tensor& gradient, const Tenso
         turn[j] = factor[j] * r[j] * static_cast<float>(sums[s * 2 * d + d + j] / counts[s]);
       }
       for (int64_t k = parts[p].begin; k < parts[p].end; ++k) {
-        const float c = static_cast<float>((k + 1 < u ? starts[k + 1] : n) - starts[k]);
+        const float c = count(k);
         for (int64_t j = 0; j < d; ++j)
           to[k * d + j] = factor[j] * g[k * d + j] - c * (pull[j] + turn[j] * (from[k * d + j] - centre[j]));
       }

@@ -13,6 +13,7 @@
 #include "mixtures.h"
 #include "optimisers.h"
 #include "relaxations.h"
+#include "widths.h"
 
 TORCH_LIBRARY(ctrmodels, m) {
   m.def("group(Tensor index, int fields) -> (Tensor rows, Tensor order, Tensor begins)");
@@ -40,8 +41,18 @@ TORCH_LIBRARY(ctrmodels, m) {
       "soften_late(Tensor table, Tensor(a!) thresholds, Tensor(b!) first, Tensor(c!) second, Tensor(d!) last, Tensor rows, "
       "float rate, float beta1, float beta2, float eps, float decay, int step) -> (Tensor result, Tensor level)");
   m.def("gate(Tensor x, Tensor accumulators, Tensor rows, float level) -> (Tensor result, Tensor gates)");
-  m.def("squash(Tensor candidates, Tensor weights) -> (Tensor mixed, Tensor squashed)");
-  m.def("squash_backward(Tensor gradient, Tensor squashed, Tensor weights) -> (Tensor of_candidates, Tensor of_weights)");
+  m.def(
+      "project(Tensor table, Tensor rows, Tensor begins, int n, Tensor cuts, Tensor takes, Tensor maps, int[] widths) -> "
+      "(Tensor x, Tensor wide, Tensor mean, Tensor variance, Tensor looked_up)");
+  m.def(
+      "blend(Tensor x, Tensor wide, Tensor cuts, Tensor takes, Tensor mean, Tensor variance, Tensor weights, "
+      "float eps) -> Tensor");
+  m.def(
+      "blend_weights_backward(Tensor gradient, Tensor wide, Tensor cuts, Tensor takes, Tensor mean, Tensor "
+      "variance, float eps) -> Tensor");
+  m.def(
+      "project_backward(Tensor gradient, Tensor x, Tensor wide, Tensor begins, int n, Tensor cuts, Tensor takes, Tensor maps, "
+      "int[] widths, Tensor mean, Tensor variance, Tensor looked_up, Tensor weights, float eps) -> (Tensor of_x, Tensor of_maps)");
   m.def("soften_backward(Tensor gradient, Tensor output, Tensor level) -> (Tensor of_rows, Tensor of_level)");
   m.def(
       "soften_flat_backward(Tensor? flat, Tensor? fields_gradient, Tensor? pair_gradient, Tensor output, Tensor total, "
@@ -91,8 +102,10 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("soften_backward", soften_backward);
   m.impl("soften_flat_backward", soften_flat_backward);
   m.impl("gate", gate);
-  m.impl("squash", squash);
-  m.impl("squash_backward", squash_backward);
+  m.impl("project", project);
+  m.impl("blend", blend);
+  m.impl("blend_weights_backward", blend_weights_backward);
+  m.impl("project_backward", project_backward);
   m.impl("flatten", flatten);
   m.impl("flatten_backward", flatten_backward);
   m.impl("dot", dot);

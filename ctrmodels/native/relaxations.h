@@ -1,4 +1,4 @@
-// Searches' relaxations of touched rows: soft thresholds, and mixtures of candidates.
+// Searches' relaxations of touched rows: soft thresholds, and gates.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -170,71 +170,6 @@ std::tuple<Tensor, Tensor> gate(const Tensor& x, const Tensor& accumulators, con
     }
   });
   return {result, gates};
-}
-
-// N candidates x of a row squashed by tanh, and mixed by weights.
-template <int64_t kWidth>
-void squash_row(const float* __restrict__ x, const float* __restrict__ weights, float* __restrict__ y,
-                float* __restrict__ out, int64_t n, int64_t width) {
-  const int64_t d = kWidth ? kWidth : width;
-  for (int64_t c = 0; c < n; ++c) {
-    const float weight = weights[c];
-    for (int64_t j = 0; j < d; ++j) {
-      const float squashed = 2.0f * logistic(2.0f * x[c * d + j]) - 1.0f;
-      y[c * d + j] = squashed;
-      out[j] = c ? out[j] + weight * squashed : weight * squashed;
-    }
-  }
-}
-
-// Candidates [U, N * D] squashed by tanh and mixed by weights [U, N] -> [U, D], and the squashed ones.
-std::tuple<Tensor, Tensor> squash(const Tensor& candidates, const Tensor& weights) {
-  check(candidates, at::kFloat, 2, "candidates");
-  check(weights, at::kFloat, 2, "weights");
-  const int64_t u = candidates.size(0), n = weights.size(1), d = candidates.size(1) / std::max<int64_t>(n, 1);
-  TORCH_CHECK(weights.size(0) == u && n * d == candidates.size(1), "shapes do not fit");
-  Tensor mixed = at::empty({u, d}, candidates.options()), squashed = at::empty(candidates.sizes(), candidates.options());
-  const float *from = candidates.const_data_ptr<float>(), *by = weights.const_data_ptr<float>();
-  float *to = mixed.mutable_data_ptr<float>(), *kept = squashed.mutable_data_ptr<float>();
-  const auto row = d == 16 ? squash_row<16> : squash_row<0>;
-  at::parallel_for(0, u, grain(4 * n * d), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) row(from + k * n * d, by + k * n, kept + k * n * d, to + k * d, n, d);
-  });
-  return {mixed, squashed};
-}
-
-// Gradients of one squashed candidate y: of what it was, and of its weight.
-template <int64_t kWidth>
-float squash_row_backward(const float* __restrict__ g, const float* __restrict__ y, float weight, float* __restrict__ out,
-                          int64_t width) {
-  const int64_t d = kWidth ? kWidth : width;
-  constexpr int64_t kParts = 8;  // sums side by side
-  float parts[kParts] = {};
-  const int64_t whole = d / kParts * kParts;
-  for (int64_t j = 0; j < whole; j += kParts)
-    for (int64_t q = 0; q < kParts; ++q) parts[q] += g[j + q] * y[j + q];
-  for (int64_t j = whole; j < d; ++j) parts[0] += g[j] * y[j];
-  for (int64_t j = 0; j < d; ++j) out[j] = weight * g[j] * (1.0f - y[j] * y[j]);
-  return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
-}
-
-// Its gradients: of the candidates, and of the weights.
-std::tuple<Tensor, Tensor> squash_backward(const Tensor& gradient, const Tensor& squashed, const Tensor& weights) {
-  check(gradient, at::kFloat, 2, "gradient");
-  check(squashed, at::kFloat, 2, "squashed");
-  check(weights, at::kFloat, 2, "weights");
-  const int64_t u = squashed.size(0), n = weights.size(1), d = gradient.size(1);
-  TORCH_CHECK(gradient.size(0) == u && weights.size(0) == u && squashed.size(1) == n * d, "shapes do not fit");
-  Tensor of_candidates = at::empty(squashed.sizes(), squashed.options()),
-         of_weights = at::empty(weights.sizes(), weights.options());
-  const float *g = gradient.const_data_ptr<float>(), *y = squashed.const_data_ptr<float>(),
-              *by = weights.const_data_ptr<float>();
-  float *pull = of_candidates.mutable_data_ptr<float>(), *push = of_weights.mutable_data_ptr<float>();
-  const auto back = d == 16 ? squash_row_backward<16> : squash_row_backward<0>;
-  at::parallel_for(0, u, grain(3 * n * d), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin * n; k < end * n; ++k) push[k] = back(g + k / n * d, y + k * d, by[k], pull + k * d, d);
-  });
-  return {of_candidates, of_weights};
 }
 
 }  // namespace

@@ -139,9 +139,9 @@ class FeatureEncoder(nn.Module):
         self.width = appended_width(plain, self.interests.width + self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
 
-    def forward(self, batch: Batch) -> Encoded:
-        """Encode B rows."""
-        lookup = self.layout(batch)
+    def forward(self, batch: Batch, lookup: Lookup | None = None) -> Encoded:
+        """Encode B rows, whose ``lookup`` may be there already."""
+        lookup = self.layout(batch) if lookup is None else lookup
         laid = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
         return self._encoded(batch, lookup, laid, self._tables(batch, lookup), self.steps(batch))
 

@@ -139,20 +139,27 @@ class RowNorm(nn.Module):
         """[U, D] → [U, D], multiplied by each space's ``scale`` [S, D]."""
         if not self.training:
             return (x - touched.by_space(self.mean)) * touched.by_space(scale * (self.variance + self.eps).rsqrt())
-        if kernels(x) and ranks.count() == 1:
-            out, centre, variance, n = _RowNorm.apply(x, scale, touched, self.eps)
-        else:
-            weight = touched.counts.unsqueeze(1)
-            n = self._total(touched.space_sums(weight)).clamp(min=1.0)  # [S, 1]
-            centre = self._total(touched.space_sums(x * weight)) / n
-            centred = x - touched.by_space(centre)
-            variance = self._total(touched.space_sums(centred.square() * weight)) / n
-            out = centred * touched.by_space(scale * (variance + self.eps).rsqrt())
-        with torch.no_grad():
-            seen = ((n > 1).float() * self.momentum).expand_as(centre)  # a space without look-ups keeps its statistics
-            self.mean.lerp_(centre, seen)
-            self.variance.lerp_(variance * n / (n - 1).clamp(min=1.0), seen)
+        out, centre, variance, n = self.normalised(x, touched, scale)
+        self.follow(centre, variance, n)
         return out
+
+    def normalised(self, x: Tensor, touched: Touched, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """:meth:`forward` by the statistics of this batch, and these: mean and variance [S, D], look-ups [S, 1]."""
+        if kernels(x) and ranks.count() == 1:
+            return cast(tuple[Tensor, Tensor, Tensor, Tensor], _RowNorm.apply(x, scale, touched, self.eps))
+        weight = touched.counts.unsqueeze(1)
+        n = self._total(touched.space_sums(weight)).clamp(min=1.0)
+        centre = self._total(touched.space_sums(x * weight)) / n
+        centred = x - touched.by_space(centre)
+        variance = self._total(touched.space_sums(centred.square() * weight)) / n
+        return centred * touched.by_space(scale * (variance + self.eps).rsqrt()), centre, variance, n
+
+    @torch.no_grad()
+    def follow(self, centre: Tensor, variance: Tensor, n: Tensor) -> None:
+        """Draw the running statistics towards those of a batch, as :meth:`normalised` gives them."""
+        seen = ((n > 1).float() * self.momentum).expand_as(centre)  # a space without look-ups keeps its statistics
+        self.mean.lerp_(centre, seen)
+        self.variance.lerp_(variance * n / (n - 1).clamp(min=1.0), seen)
 
     @staticmethod
     def _total(x: Tensor) -> Tensor:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctrmodels import ranks
 from ctrmodels.data.schema import Schema
-from ctrmodels.native import compiled, kernels
+from ctrmodels.native import kernels
 from ctrmodels.nn.embedding import INIT_SD, projection
 from ctrmodels.nn.rows import RowEmbedding, RowNorm, Touched
 from ctrmodels.nn.table import Lookup, Table
+from ctrmodels.search.relaxation.candidates import Candidates
 
 BUCKETS = 11  # of int32 counts
 POPULARITY_WIDTH = 32
@@ -59,35 +61,19 @@ class PopularityController(nn.Module):
         nn.init.zeros_(last.bias)
         self.decide = nn.Sequential(nn.LayerNorm(hidden), nn.Tanh(), last, nn.Softmax(1))
 
-    def forward(self, occurrences: Tensor, *seen: Tensor) -> Tensor:
-        """int [U] and, if the context is read, [U, N] and [U, 1] → [U, N], rows sum to 1."""
-        place = bucket(occurrences)
-        of_bucket = self.popularity(torch.arange(BUCKETS, device=place.device))
-        if self.context is None:
-            return cast(Tensor, self.decide(of_bucket).index_select(0, place))
-        return cast(Tensor, self.decide(of_bucket.index_select(0, place) + self.context(torch.cat(seen, 1))))
+    def per_bucket(self) -> Tensor:
+        """[BUCKETS, N] of ids without context."""
+        return cast(Tensor, self.decide(self._of_buckets()))
 
+    def forward(self, occurrences: Tensor, alpha: Tensor, loss: Tensor) -> Tensor:
+        """int [U] and the context, [U, N] and [U, 1] → [U, N], rows sum to 1."""
+        assert self.context is not None
+        of_bucket = self._of_buckets().index_select(0, bucket(occurrences))
+        return cast(Tensor, self.decide(of_bucket + self.context(torch.cat([alpha, loss], 1))))
 
-def squashed_mixture(candidates: Tensor, weights: Tensor) -> Tensor:
-    """``sum_n w_n tanh(e_n)`` of N candidates side by side: [U, N * D] and [U, N] → [U, D]."""
-    if kernels(candidates, weights):
-        return cast(Tensor, _SquashedMixture.apply(candidates.contiguous(), weights.contiguous()))
-    squashed = torch.tanh(candidates).unflatten(1, (weights.shape[1], -1))  # [U, N, D]
-    return (squashed * weights.unsqueeze(2)).sum(1)
-
-
-class _SquashedMixture(torch.autograd.Function):
-    """In one pass over the candidates, and one back."""
-
-    @staticmethod
-    def forward(ctx: Any, candidates: Tensor, weights: Tensor) -> Tensor:
-        mixed, squashed = compiled().squash(candidates, weights)
-        ctx.save_for_backward(squashed, weights)
-        return cast(Tensor, mixed)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], compiled().squash_backward(gradients[0].contiguous(), *ctx.saved_tensors))
+    def _of_buckets(self) -> Tensor:
+        embedding = cast(nn.Embedding, self.popularity[0])
+        return cast(Tensor, self.popularity[1:](embedding.weight))
 
 
 class PopularityMixture(RowEmbedding):
@@ -129,6 +115,7 @@ class PopularityMixture(RowEmbedding):
     last_alpha: Tensor
     last_loss: Tensor
     side_of: Tensor
+    takes: Tensor
     counted: Tensor
 
     def __init__(self, schema: Schema, candidates: Sequence[int], dim: int, min_vocab: int = 100, hidden: int = 64,
@@ -148,10 +135,13 @@ class PopularityMixture(RowEmbedding):
         self.register_buffer("side_of", torch.tensor(of), persistent=False)
         counted = [True] * len(schema.id_fields) + [f.of is None for f in schema.sequence_fields]
         self.all_counted = all(counted)
+        self.register_buffer("takes", torch.tensor(self.taking), persistent=False)
         self.register_buffer("counted", torch.tensor(counted, dtype=torch.int32), persistent=False)
         self.register_buffer("occurrences", torch.zeros(schema.total_vocab, dtype=torch.int32))
         self.register_buffer("last_alpha", torch.zeros(schema.total_vocab, n))
         self.register_buffer("last_loss", torch.ones(schema.total_vocab, 1))
+        self.shares = False
+        self.made: Candidates | None = None
         self.forget()
 
     def forget(self) -> None:
@@ -162,44 +152,73 @@ class PopularityMixture(RowEmbedding):
         self.last_loss.fill_(1.0)
 
     @contextmanager
-    def deciding(self, active: bool) -> Iterator[None]:
-        """Whether what happens inside is for the controllers to learn from, or for the weights."""
-        self.controllers.requires_grad_(active)
-        yield
-        self.controllers.requires_grad_(True)
+    def sharing(self) -> Iterator[None]:
+        """Inside there is one batch, and nothing but the controllers learns before its last pass: all its passes share
+        what does not depend on these."""
+        self.shares = True
+        try:
+            yield
+        finally:
+            self.shares, self.made = False, None
 
     def alphas(self, rows: Tensor, spaces: Tensor) -> Tensor:
         """What each candidate weighs for the ids ``rows`` [U] of ``spaces`` [U]: [U, N], 0 where no part is taken."""
-        found = self.last_alpha.new_zeros(len(rows), len(self.candidates))
         sides = self.side_of.index_select(0, spaces)
-        read = (self.occurrences, self.last_alpha, self.last_loss) if self.context else (self.occurrences,)
+        if not self.context:
+            nothing = self.last_alpha.new_zeros(BUCKETS, len(self.candidates))
+            found = torch.cat([nothing, *(cast(PopularityController, c).per_bucket() for c in self.controllers)])
+            return found.index_select(0, (sides + 1) * BUCKETS + bucket(self.occurrences.index_select(0, rows)))
+        found = self.last_alpha.new_zeros(len(rows), len(self.candidates))
         for side, controller in enumerate(self.controllers):
             place = (sides == side).nonzero().squeeze(1)
             mine = rows.index_select(0, place)
-            found = found.index_copy(0, place, controller(*(b.index_select(0, mine) for b in read)))
+            read = (b.index_select(0, mine) for b in (self.occurrences, self.last_alpha, self.last_loss))
+            found = found.index_copy(0, place, controller(*read))
         return found
 
     def rows(self, touched: Touched) -> Tensor:
         """[U, D]."""
+        weights = self.alphas(touched.rows, touched.spaces)
+        maps = torch.cat([*self.projections], 1)  # [S, I, D]
+        if self.training and ranks.count() == 1 and kernels(maps):
+            made = self._candidates(touched, maps)
+            self._follow(made.mean, made.variance, made.looked_up.unsqueeze(1))
+            return made.blend(self.table, maps, weights, self.norm.eps)
         values, n = touched.of(self.table), len(self.candidates)
-        # The candidates lie side by side, and so do their maps: one product per id space.
-        maps = torch.cat([F.pad(p, (i * self.dim, (n - 1 - i) * self.dim)) for i, p in enumerate(self.projections)], 1)
-        side_by_side = values if len(maps[0]) == values.shape[1] else values[:, :len(maps[0])]
-        wide = touched.times(side_by_side, maps)
-        wide = self.norm(wide, touched, torch.ones_like(self.norm.mean))
-        mixed = squashed_mixture(wide, self.alphas(touched.rows, touched.spaces))
-        if all(self.taking):
-            return mixed
-        takes = (self.side_of >= 0).index_select(0, touched.spaces).unsqueeze(1)
+        parts = values[:, :maps.shape[1]].split(self.candidates, 1)
+        wide = torch.cat([touched.times(part, p) for part, p in zip(parts, self.projections, strict=True)], 1)
+        scale = torch.ones_like(self.norm.mean)
+        if self.training:
+            wide, *statistics = self.norm.normalised(wide, touched, scale)
+            self._follow(*statistics)
+        else:
+            wide = self.norm(wide, touched, scale)
+        mixed = (torch.tanh(wide).unflatten(1, (n, self.dim)) * weights.unsqueeze(2)).sum(1)
+        takes = self.takes.index_select(0, touched.spaces).unsqueeze(1)
         return torch.where(takes, mixed, values[:, :self.dim])
 
+    def _candidates(self, touched: Touched, maps: Tensor) -> Candidates:
+        """Those of ``touched``, which an earlier pass may have made."""
+        if self.made is None:
+            made = Candidates.of(touched, self.table, maps, self.takes, self.candidates)
+            self.made = made if self.shares else None
+            return made
+        assert self.made.touched.segments is touched.segments, "passes over several batches share nothing"
+        return self.made
+
+    def _follow(self, *statistics: Tensor) -> None:
+        """Keep the statistics of a batch, from the one of its passes that the weights learn from."""
+        if self.table.weight.requires_grad:
+            self.norm.follow(*statistics)
+
     @torch.no_grad()
-    def observe(self, lookup: Lookup, losses: Tensor) -> None:
+    def observe(self, lookup: Lookup, logit: Tensor, label: Tensor) -> None:
         """Keep what a batch showed: that its ids occurred, their alphas and their losses.
 
         Args:
             lookup: of the batch.
-            losses: [B] of its rows, NaN where the label is unknown.
+            logit: [B] what was predicted.
+            label: [B] what came, NaN where that is unknown.
         """
         touched = self.touched(lookup)
         rows, bags = touched.rows, touched.segments.bags
@@ -209,6 +228,7 @@ class PopularityMixture(RowEmbedding):
         of_lookup = torch.repeat_interleave(touched.counts.long(), output_size=touched.n)
         if self.context:
             self.last_alpha.index_copy_(0, rows, self.alphas(rows, touched.spaces))
+            losses = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
             loss = losses.index_select(0, bags // lookup.shape[1])
             known = torch.stack([loss.nan_to_num(), (~loss.isnan()).to(loss.dtype)], 1)
             total, n = loss.new_zeros(len(rows), 2).index_add_(0, of_lookup, known).split(1, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -10,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ctrmodels import metrics, ranks
 from ctrmodels.archspec import ArchSpec, PerBucket
@@ -157,7 +157,8 @@ class StreamingAutoEmb:
         self.trainer = Trainer(self.reader, config, Optimisers.of(
             self.network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
             exclude=self.controllers))
-        self.architecture = torch.optim.Adam(self.controllers, lr=settings.learning_rate)
+        self.weights = self.trainer.optimisers.weights()
+        self.architecture = torch.optim.Adam(self.controllers, lr=settings.learning_rate, fused=True)
         self.waiting: tuple[Batch, Tensor] | None = None
         self.decisions = 0
         self.scores: list[Tensor] = []
@@ -172,17 +173,19 @@ class StreamingAutoEmb:
         """Predict ``batch``, then learn from it: [B] probabilities."""
         self._settle()
         batch = batch.to(self.trainer.device)
-        self.reader.train()
-        logit = self._decide(batch) if self.settings.decide_on == "incoming" else None
-        with self.embedding.deciding(False):
-            self.trainer.step(batch)
-        if logit is None:
-            logit = self.reader.logit
-        label = batch.labels[:, self.network.column]
-        self.waiting = batch, F.binary_cross_entropy_with_logits(logit, label, reduction="none")
+        if not self.network.training:
+            self.network.train()
+        self.reader.turn_to(batch)
+        with self.embedding.sharing():
+            if self._decides("incoming"):
+                self._decide(batch)
+            with _fixed(self.controllers):
+                self.trainer.step(batch)
+        logit = self.reader.prediction
+        self.waiting = batch, logit
         score = torch.sigmoid(logit)
         self.scores.append(score.cpu())
-        self.labels.append(label.cpu())
+        self.labels.append(batch.labels[:, self.network.column].cpu())
         return score
 
     def run(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -206,9 +209,9 @@ class StreamingAutoEmb:
         found |= {"decisions": torch.tensor(self.decisions), "scores": torch.cat([torch.empty(0), *self.scores]),
                   "labels": torch.cat([torch.empty(0), *self.labels])}
         if self.waiting is not None:
-            batch, losses = self.waiting
+            batch, logit = self.waiting
             found |= {f"sequence/{k}": t for k, t in batch.sequences.items()}
-            found |= {"losses": losses, "ids": batch.ids, "numeric": batch.numeric, "label": batch.labels,
+            found |= {"logit": logit, "ids": batch.ids, "numeric": batch.numeric, "label": batch.labels,
                       "position": batch.position}
         return found
 
@@ -217,53 +220,81 @@ class StreamingAutoEmb:
         parts = unflatten(state)
         Optimisers([self.architecture]).load(parts["architecture"])
         self.decisions, self.scores, self.labels = int(state["decisions"]), [state["scores"]], [state["labels"]]
-        self.waiting = self.reader.lookup = None
-        if "losses" in state:
+        self.waiting = None
+        if "logit" in state:
             device = self.trainer.device
             batch = Batch(state["ids"], state["numeric"], dict(parts["sequence"]), state["label"], state["position"])
-            self.waiting = batch.to(device), state["losses"].to(device)
+            batch = batch.to(device)
+            self.reader.turn_to(batch)
+            self.waiting = batch, state["logit"].to(device)
 
     def _settle(self) -> None:
         """What the last batch showed is the past."""
-        if self.waiting is not None:
-            batch, losses = self.waiting
-            if self.settings.decide_on == "previous":
-                self._decide(batch)
-            lookup = self.reader.lookup  # the last pass was over this batch, unless a checkpoint brought it
-            self.embedding.observe(self.network.encoder.layout(batch) if lookup is None else lookup, losses)
-            self.waiting = None
+        if self.waiting is None:
+            return
+        batch, logit = self.waiting
+        if self._decides("previous"):
+            self._decide(batch)
+        self.embedding.observe(self.reader.lookup, logit, batch.labels[:, self.network.column])
+        self.waiting = None
 
-    def _decide(self, batch: Batch) -> Tensor | None:
-        """A step of the controllers, where it is their turn, and the [B] logits before it."""
-        if self.trainer.taken % self.settings.every:
-            return None
-        gradients = torch.autograd.grad(self.trainer.loss(batch), self.controllers)
-        for parameter, gradient in zip(self.controllers, gradients, strict=True):
-            parameter.grad = gradient
+    def _decides(self, on: str) -> bool:
+        """Whether it is the controllers' turn, and they learn ``on`` that batch."""
+        return self.settings.decide_on == on and self.trainer.taken % self.settings.every == 0
+
+    def _decide(self, batch: Batch) -> None:
+        """A step of the controllers."""
+        with _fixed(self.weights):
+            self.trainer.loss(batch).backward()
         ranks.average_gradients(self.controllers)
         self.architecture.step()
+        self.architecture.zero_grad()
         self.decisions += 1
-        return self.reader.logit
+
+
+@contextmanager
+def _fixed(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, no gradient is computed for ``parameters``: others learn."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class _Reader(nn.Module):
-    """A network whose loss leaves the [B] logits that it is the loss of, and the look-ups of the batch.
+    """A network that is trained in several passes over one batch after the other, each looked up once.
 
-    A prediction is the first pass over a batch, which comes before anything has learnt from its labels: it costs
-    nothing beyond the learning. As this is a pass of training, the statistics are those of the batch's own features.
+    The first pass comes before anything has learnt from the batch's labels: its logits are a prediction that costs
+    nothing beyond the learning. As it is a pass of training, the statistics are those of the batch's own features.
+
+    Attributes:
+        lookup: of the batch, in the layout of all fields.
+        logits: [B] of each pass.
     """
+
+    lookup: Lookup
 
     def __init__(self, network: CTRModel) -> None:
         super().__init__()
         self.network = network
-        self.logit = torch.empty(0)
-        self.lookup: Lookup | None = None
+        self.logits: list[Tensor] = []
+
+    def turn_to(self, batch: Batch) -> None:
+        """The next passes are over ``batch``."""
+        self.lookup, self.logits = self.network.encoder.layout(batch), []
+
+    @property
+    def prediction(self) -> Tensor:
+        """[B] logits of the first pass."""
+        return self.logits[0]
 
     def loss(self, batch: Batch) -> Tensor:
         """Scalar."""
-        encoded = self.network.encoder(batch)
-        logit = self.network.score(encoded).float()
-        self.logit, self.lookup = logit.detach(), encoded.lookup
+        logit = self.network.score(self.network.encoder(batch, self.lookup)).float()
+        self.logits.append(logit.detach())
         return known_cross_entropy(logit, batch.labels[:, self.network.column])
 
     def predict(self, batch: Batch) -> dict[str, Tensor]:

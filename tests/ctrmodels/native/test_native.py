@@ -21,7 +21,6 @@ from ctrmodels.multitask import MMoE
 from ctrmodels.nn.flat import flat_width, lay_out, look_up
 from ctrmodels.nn.table import Lookup, Table
 from ctrmodels.nn.towers import MLP, LinearReLU, Logits
-from ctrmodels.search.popularity import squashed_mixture
 from ctrmodels.training import TrainConfig, fit, seed_everything
 from ctrmodels.training.optimisers import LazyAdam, RowwiseAdagrad
 from ctrmodels.zoo import DeepFM
@@ -287,20 +286,6 @@ def test_dropout_comes_between_experts_and_gates(operations) -> None:
     assert not torch.allclose(trained, served, rtol=0.01)
     with torch.no_grad():
         torch.testing.assert_close(torch.stack(trunk(x)), served)
-
-
-@pytest.mark.parametrize("n", [1, 3])
-def test_mixtures_are_those_of_torch(operations, monkeypatch, n: int) -> None:
-    torch.manual_seed(0)
-    candidates, weights = 3 * torch.randn(200, n * WIDTH), torch.softmax(torch.randn(200, n), 1)
-    candidates[0], candidates[1] = 1e30, -1e30
-
-    def compute() -> list[Tensor]:
-        inputs = [candidates.clone().requires_grad_(), weights.clone().requires_grad_()]
-        mixed = squashed_mixture(*inputs)
-        return [mixed, *torch.autograd.grad((mixed * torch.arange(WIDTH)).sum(), inputs)]
-
-    close(both(monkeypatch, compute))
 
 
 def test_rows_of_all_columns_are_those_of_torch(operations, monkeypatch) -> None:
