@@ -5,7 +5,8 @@
 Plain trainings and searches take turns in one process, each over the same number of epochs from a fresh network; the
 search's own training is part of it, its retraining is not. The log is the benchmarks' display log; searches of
 interactions work on the DeepFM with gated ones. AIM trains once per order, and AutoFeature once per genome, here two
-random ones: their figure is the mean of these.
+random ones: their figure is the mean of these. With ``--retrain`` the figure is of the whole: all orders, and a
+retraining of what was found over as many epochs.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def methods(epochs: int) -> dict[str, SearchMethod]:
         "nis, multi": NIS(epochs=epochs, budget=0.9),
         "autoemb": AutoEmb(epochs=epochs),
         "autofis, pairs": AutoFIS(epochs=epochs),
+        "autofis, pairs, gates on arch": AutoFIS(epochs=epochs, gates_on="arch"),
         "autofis, pairs and triples": AutoFIS(epochs=epochs, orders=(2, 3)),
         "aim, pairs": AIM(epochs=epochs, order=2, dimensions=None),
         "aim, pairs and triples": AIM(epochs=epochs, order=3, dimensions=None),
@@ -70,26 +72,31 @@ def trainings(method: SearchMethod) -> int:
     return method.order - 1 if isinstance(method, AIM) else 1
 
 
-def plain(rows: SearchRows, host: Host, epochs: int) -> None:
-    """One training of the unsearched host on all rows that a search is given, as controls and retrainings have it,
-    without the judging after every epoch."""
+def plain(rows: SearchRows, host: Host, epochs: int, spec: ArchSpec | None = None) -> None:
+    """One training of the unsearched host, or of ``spec`` in it, on all rows that a search is given, as controls and
+    retrainings have it, without the judging after every epoch."""
     seed_everything(0)
-    trainer = Trainer(host.build(rows.schema, ArchSpec.dense(rows.schema, host.dim)), host.train)
+    spec = ArchSpec.dense(rows.schema, host.dim) if spec is None else host.complete(spec, rows.schema)
+    trainer = Trainer(host.build(rows.schema, spec), host.train)
     loader = trainer.loader(rows.both())
     for epoch in range(epochs):
         for _ in trainer.epoch(loader, epoch):
             pass
 
 
-def search(method: SearchMethod, rows: SearchRows, host: Host) -> None:
-    """The search alone."""
+def search(method: SearchMethod, rows: SearchRows, host: Host, retrained: int = 0) -> None:
+    """The search, and ``retrained`` epochs on each spec that it found."""
     if method.part == "interaction":
         host = replace(host, model="autodeepfm")
+    specs: list[ArchSpec] = []
     try:
-        method.search(rows, host, 0)
+        specs = list(method.search(rows, host, 0).specs.values())
     except RuntimeError as error:
         if "did not reach the targets" not in str(error):
             raise
+    if retrained:
+        for spec in specs:
+            plain(rows, replace(host, model="autodeepfm"), retrained, spec)
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -109,6 +116,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--hidden", nargs="+", default=["64-32", "400-400-400"])
     parser.add_argument("--only", nargs="*", help="how the names of methods begin, all by default")
+    parser.add_argument("--retrain", action="store_true", help="with the retraining of what the search found")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     log = display_log(0, arguments.rows)
@@ -124,10 +132,11 @@ def main() -> None:
         for _ in range(arguments.rounds):
             base = seconds(partial(plain, rows, host, arguments.epochs))
             for name, method in chosen.items():
-                ratios[name].append(seconds(partial(search, method, rows, host)) / base / trainings(method))
+                work = partial(search, method, rows, host, arguments.epochs if arguments.retrain else 0)
+                ratios[name].append(seconds(work) / base / (1 if arguments.retrain else trainings(method)))
         print(json.dumps({"hidden": hidden, "batch": arguments.batch, "precision": arguments.precision,
-                          "epochs": arguments.epochs, "ratios": {name: round(statistics.median(r), 2)
-                                                                 for name, r in ratios.items()}}), flush=True)
+                          "epochs": arguments.epochs, "retrained": arguments.retrain,
+                          "ratios": {name: round(statistics.median(r), 2) for name, r in ratios.items()}}), flush=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,17 @@ def test_a_method_is_timed_against_plain_training(only, monkeypatch, capsys):
     assert name.startswith(only) and ratio > 0
 
 
+def test_a_retraining_of_what_was_found_is_timed_with_it(monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(search_cost, "plain", lambda rows, host, epochs, spec=None: trained.append((epochs, spec)))
+    monkeypatch.setattr(sys, "argv", ["search_cost", "--rows", "6000", "--epochs", "1", "--rounds", "1",
+                                      "--batch", "500", "--hidden", "8", "--precision", "fp32", "--retrain",
+                                      "--only", "aim, pairs and"])
+    search_cost.main()
+    assert json.loads(capsys.readouterr().out)["retrained"]
+    assert [(epochs, spec and spec.method) for epochs, spec in trained] == [(1, None), (1, None), (1, "aim")]
+
+
 def test_an_error_of_a_search_is_not_taken_for_its_end():
     class Broken:
         part = "embedding"
