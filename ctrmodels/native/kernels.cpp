@@ -62,8 +62,8 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("dot(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def("dot_backward(Tensor gradient, Tensor x, Tensor weight) -> (Tensor result, Tensor sums)");
   m.def(
-      "gather_flat(Tensor table, Tensor index, Tensor numeric, int width, bool pairs, bool bf16) -> (Tensor fields, "
-      "Tensor flat, Tensor pair_sum, Tensor total)");
+      "gather_flat(Tensor table, Tensor index, Tensor numeric, int width, bool pairs, bool bf16, bool asked) -> (Tensor "
+      "fields, Tensor flat, Tensor pair_sum, Tensor total)");
   m.def(
       "gather_flat_backward(Tensor? flat, Tensor? fields_gradient, Tensor? pair_gradient, Tensor x, Tensor total, "
       "Tensor order, Tensor begins) -> Tensor");

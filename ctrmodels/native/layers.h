@@ -80,22 +80,22 @@ std::tuple<Tensor, Tensor, Tensor> flatten(const Tensor& fields, const Tensor& n
 }
 
 // The same of table [V, D] looked up at index int32 [B * F], field after field; with the fields [B, F, D] themselves, which
-// in float32 are the first columns of flat.
+// in float32 are the first columns of flat, and in bfloat16 are none, [0, F, D], unless they are asked for.
 std::tuple<Tensor, Tensor, Tensor, Tensor> gather_flat(const Tensor& table, const Tensor& index, const Tensor& numeric,
-                                                       int64_t width, bool pairs, bool bf16) {
+                                                       int64_t width, bool pairs, bool bf16, bool asked) {
   check(table, at::kFloat, 2, "table");
   check(index, at::kInt, 1, "index");
   const int64_t b = numeric.size(0), d = table.size(1), height = table.size(0), f = b ? index.numel() / b : 0;
   TORCH_CHECK(f * b == index.numel(), index.numel(), " look-ups are not ", b, " rows");
   const int32_t* rows = index.const_data_ptr<int32_t>();
   const float* from = table.const_data_ptr<float>();
-  Tensor fields = at::empty({bf16 ? b : 0, f, d}, table.options());
+  Tensor fields = at::empty({bf16 && asked ? b : 0, f, d}, table.options());
   float* apart = fields.mutable_data_ptr<float>();
   auto [flat, products, sums] = laid_out(b, f, d, numeric, width, pairs, bf16, [&](const auto& layout) {
     at::parallel_for(0, b, grain(width), [&](int64_t begin, int64_t end) {
-      std::vector<float> square(d);
+      std::vector<float> square(d), room(asked ? 0 : f * d);
       for (int64_t i = begin; i < end; ++i) {
-        float* to = apart + i * f * d;
+        float* to = asked ? apart + i * f * d : room.data();
         if constexpr (std::is_same_v<std::remove_cvref_t<decltype(*layout.flat)>, float>) to = layout.flat + i * width;
         for (int64_t k = i * f; k < (i + 1) * f; ++k) {
           if (k + kAhead < end * f) __builtin_prefetch(from + static_cast<int64_t>(rows[k + kAhead]) * d);

@@ -100,10 +100,11 @@ void lazy_adam(const Tensor& table, const Tensor& first, const Tensor& second, c
   });
 }
 
-// What a stride of several steps of Adam does to its moments: what is left of them after it and in its middle, and how much
-// of the gradient has come instead.
+// h steps of Adam at once, without a gradient: what the moments keep and take; what the sum of the means has of the one before
+// it and of the pull, and the mean square in the middle of what it was and of the pull's. The pull of a decay slackens as the
+// value goes: by these shares of the whole way in that sum, in the last mean, and on average.
 struct Stride {
-  float keep1, take1, keep2, take2, half1, fill1, half2, fill2;
+  float keep1, take1, keep2, take2, sum1, fill1, half2, fill2, slack, slack1, slack2;
 };
 
 // What depends on Adam's betas alone: the strides by their number of steps, and the corrections of the moments by twice the
@@ -116,11 +117,16 @@ struct Powers {
 
   Powers(double beta1, double beta2)
       : beta1(beta1), beta2(beta2), strides(kLongest + 1), unbias1(kCorrected), unbias2(kCorrected) {
+    double keep1 = 1, sum1 = 0, late = 0, lates = 0;  // late: the mean of pulls that are 0, 1, 2, ...
     for (int64_t h = 1; h <= kLongest; ++h) {
-      const double all = static_cast<double>(h), half = (all + 1) / 2;
-      const auto keep = [](double beta, double steps) { return static_cast<float>(std::pow(beta, steps)); };
-      const float keep1 = keep(beta1, all), keep2 = keep(beta2, all), half1 = keep(beta1, half), half2 = keep(beta2, half);
-      strides[h] = {keep1, 1 - keep1, keep2, 1 - keep2, half1, 1 - half1, half2, 1 - half2};
+      const double all = static_cast<double>(h), keep2 = std::pow(beta2, all), half2 = std::pow(beta2, (all + 1) / 2);
+      keep1 *= beta1;
+      sum1 += keep1;
+      late = beta1 * late + (1 - beta1) * (all - 1);
+      lates += late;
+      const auto f = [](double x) { return static_cast<float>(x); };
+      strides[h] = {f(keep1), f(1 - keep1), f(keep2), f(1 - keep2), f(sum1), f(all - sum1), f(half2), f(1 - half2),
+                    f(lates / all), f(late / all), f((all - 1) / all / 2)};
     }
     double left1 = 1, left2 = 1;
     for (int64_t i = 1; i < kCorrected; ++i) {
@@ -142,7 +148,8 @@ struct Powers {
 };
 
 // Adam whose decay is part of the gradient, which therefore moves a row at every step, touched or not. A row makes up the
-// steps that it missed in strides, fewer steps long right after a touch, which move a value by a quarter at most.
+// steps that it missed in strides, which move a value by a half at most, and are the shorter the faster the corrections of
+// the moments, or the mean square that a gradient has just raised, change.
 class CoupledAdam {
  public:
   CoupledAdam(const Tensor& table, const Tensor& first, const Tensor& second, const Tensor& last, double rate, double beta1,
@@ -154,7 +161,7 @@ class CoupledAdam {
         rate_(static_cast<float>(rate)),
         tiny_(static_cast<float>(eps)),
         pull_(static_cast<float>(decay)),
-        longest_(std::clamp<int64_t>(static_cast<int64_t>(0.25 / std::max(rate, 1e-6)), 1, Powers::kLongest)) {
+        longest_(std::clamp<int64_t>(static_cast<int64_t>(0.5 / std::max(rate, 1e-6)), 1, Powers::kLongest)) {
     check(table, at::kFloat, 2, "table");
     check(first, at::kFloat, 2, "first");
     check(second, at::kFloat, 2, "second");
@@ -206,7 +213,7 @@ class CoupledAdam {
     }
     if (first == 0) fresh.start.assign(value, value + d);
     for (int64_t at = first; at < step;) {
-      const int64_t h = std::min({step - at, longest_, 1 + 2 * (at - first)});
+      const int64_t h = std::min({step - at, longest_, 1 + std::min(at / 2, at - first + kSteady)});
       stride<false, kWidth>(value, mean, square, nullptr, at, h);
       at += h;
     }
@@ -226,21 +233,26 @@ class CoupledAdam {
   }
 
  private:
-  // h steps at once after the first `at`, with the moments of their middle.
+  // For so many steps the mean square is much the same.
+  static constexpr int64_t kSteady = 32;
+
+  // h steps at once after the first `at`; with a gradient g it is one.
   template <bool kPushed, int64_t kWidth>
   void stride(float* __restrict__ value, float* __restrict__ mean, float* __restrict__ square, const float* __restrict__ g,
               int64_t at, int64_t h) const {
     const int64_t d = kWidth ? kWidth : width_;
     const int64_t middle = std::min(2 * at + h + 1, Powers::kCorrected - 1);
     const Stride s = strides_[h];
-    const float scale = static_cast<float>(h) * rate_ * unbias1_[middle], root = unbias2_[middle];
-    const float tiny = tiny_, pull = pull_;
+    const float rate = rate_ * unbias1_[middle], root = unbias2_[middle], tiny = tiny_, pull = pull_;
     for (int64_t j = 0; j < d; ++j) {
-      const float whole = kPushed ? pull * value[j] + g[j] : pull * value[j], squared = whole * whole;
-      const float m = s.half1 * mean[j] + s.fill1 * whole, v = s.half2 * square[j] + s.fill2 * squared;
-      mean[j] = s.keep1 * mean[j] + s.take1 * whole;
-      square[j] = s.keep2 * square[j] + s.take2 * squared;
-      value[j] -= scale * m / (std::sqrt(v) * root + tiny);
+      const float whole = kPushed ? pull * value[j] + g[j] : pull * value[j];
+      const float size = rate / (std::sqrt(s.half2 * square[j] + s.fill2 * (whole * whole)) * root + tiny);
+      const float straight = size * (s.sum1 * mean[j] + s.fill1 * whole);
+      const float way = kPushed ? straight : straight - size * pull * s.slack * straight;
+      const float slack = kPushed ? 0.0f : pull * way, average = whole - s.slack2 * slack;
+      mean[j] = s.keep1 * mean[j] + s.take1 * whole - s.slack1 * slack;
+      square[j] = s.keep2 * square[j] + s.take2 * (average * average);
+      value[j] -= way;
     }
   }
 

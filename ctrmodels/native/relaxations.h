@@ -141,7 +141,15 @@ std::tuple<Tensor, Tensor> soften_flat_backward(const std::optional<Tensor>& fla
   const float *y = output.const_data_ptr<float>(), *t = level.const_data_ptr<float>();
   float *pull = of_rows.mutable_data_ptr<float>(), *push = of_level.mutable_data_ptr<float>();
   const auto push_row = w == 1 ? push_back<0, true> : d == 16 ? push_back<16, false> : push_back<0, false>;
-  gradients.by_rows([=](int64_t k, const float* g) { push_row(g, y + k * d, t + k * w, pull + k * d, push + k * d, d); });
+  gradients.by_rows([=](int64_t k, const float* g) {
+    if (k + kAheadRows < u) {  // so many streams run beside each other that processors foresee none
+      __builtin_prefetch(y + (k + kAheadRows) * d);
+      __builtin_prefetch(t + (k + kAheadRows) * w);
+      __builtin_prefetch(pull + (k + kAheadRows) * d, 1);
+      __builtin_prefetch(push + (k + kAheadRows) * d, 1);
+    }
+    push_row(g, y + k * d, t + k * w, pull + k * d, push + k * d, d);
+  });
   return {of_rows, of_level};
 }
 

@@ -26,11 +26,15 @@ class FieldEmbedding(nn.Module):
 
     ``forward(batch, lookup)`` gives [B, F, D]; ``lookup`` is the batch's in the layout of all fields and all id
     spaces, which the other parts of a network share.
+
+    Attributes:
+        read: whether the network reads the fields that :meth:`laid_out` gives, and not only their other forms.
     """
 
     def __init__(self, schema: Schema, dim: int) -> None:
         super().__init__()
         self.n_fields, self.dim = len(schema.id_fields) + len(schema.sequence_fields), dim
+        self.read = True
 
     def laid_out(self, batch: Batch, lookup: Lookup, numeric: Tensor, pairs: bool) -> LaidOut:
         """:meth:`forward`, in all the forms that models read."""

@@ -41,7 +41,7 @@ class Encoded:
     """A batch after its encoder.
 
     Attributes:
-        fields: [B, F, D] embedding of every field.
+        fields: [B, F, D] embedding of every field; it may be empty if the encoder was not asked for it.
         flat: [B, W] fields laid side by side, the numeric values, ``interests``, and what groups of fields and
             micro-networks give; what an MLP reads.
         interests: [B, D] per history that the encoder looks at from the row's own item.
@@ -109,6 +109,7 @@ class FeatureEncoder(nn.Module):
         pair_sum: whether ``Encoded.pair_sum`` is wanted.
         attended: what ``Encoded.interests`` are of. They stand beside the histories' means, which the spec's
             interactions were searched with and go on reading.
+        fields: whether ``Encoded.fields`` is wanted.
 
     Attributes:
         width: W.
@@ -118,7 +119,7 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None, pair_sum: bool = False,
-                 attended: Attended = BY_MEAN) -> None:
+                 attended: Attended = BY_MEAN, fields: bool = True) -> None:
         super().__init__()
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
@@ -138,6 +139,8 @@ class FeatureEncoder(nn.Module):
         plain = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
         self.width = appended_width(plain, self.interests.width + self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
+        self.embedding.read = bool(fields or l2 or self.n_products or self.groups.width or self.micronets.width
+                                   or self.interests.width)
 
     def forward(self, batch: Batch, lookup: Lookup | None = None) -> Encoded:
         """Encode B rows, whose ``lookup`` may be there already."""

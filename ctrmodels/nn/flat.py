@@ -20,7 +20,7 @@ class LaidOut(NamedTuple):
     """The fields of a batch in the forms that models read.
 
     Attributes:
-        fields: float32 [B, F, D].
+        fields: float32 [B, F, D]; it may be empty if not asked for.
         flat: [B, W], fields and numeric values side by side; under autocast already in its type.
         pair_sum: [B], :func:`~ctrmodels.nn.interaction.pair_inner_sum` of the fields; empty if not asked for.
         penalty: scalar that the embedding adds to the loss, if it does.
@@ -77,17 +77,20 @@ def look_up(table: Table, lookup: Lookup, numeric: Tensor, pairs: bool = False) 
         return lay_out(table(lookup), numeric, pairs)
     width = flat_width(lookup.shape[1], table.weight.shape[1], numeric.shape[1])
     return LaidOut(*_LookUp.apply(
-        table.weight, lookup.index, lookup, table.mask, numeric.contiguous(), width, pairs, bf16, False))
+        table.weight, lookup.index, lookup, table.mask, numeric.contiguous(), width, pairs, bf16, False, True))
 
 
-def look_up_rows(rows: Tensor, lookup: Lookup, numeric: Tensor, pairs: bool = False) -> LaidOut:
-    """:func:`look_up` where ``rows`` [U, D] are those of ``lookup.segments.rows``, computed for this batch."""
+def look_up_rows(rows: Tensor, lookup: Lookup, numeric: Tensor, pairs: bool = False, fields: bool = True) -> LaidOut:
+    """:func:`look_up` where ``rows`` [U, D] are those of ``lookup.segments.rows``, computed for this batch.
+
+    Without ``fields`` these may be empty: beside ``flat`` in bfloat16 they are most of what there is to write.
+    """
     bf16 = in_one_pass(lookup, numeric, rows)
     if bf16 is None:
         return lay_out(lookup.means_of(rows), numeric, pairs)
     width = flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1])
     return LaidOut(*_LookUp.apply(
-        rows.contiguous(), lookup.places, lookup, None, numeric.contiguous(), width, pairs, bf16, True))
+        rows.contiguous(), lookup.places, lookup, None, numeric.contiguous(), width, pairs, bf16, True, fields))
 
 
 def in_one_pass(lookup: Lookup, *tensors: Tensor) -> bool | None:
@@ -98,10 +101,13 @@ def in_one_pass(lookup: Lookup, *tensors: Tensor) -> bool | None:
     return dtype == torch.bfloat16 if _compiles(dtype, *tensors) else None
 
 
-def gathered(rows: Tensor, index: Tensor, numeric: Tensor, width: int, pairs: bool,
-             bf16: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The forms of :class:`LaidOut` that rows of a table have: [B, F, D], [B, W], [B]; and sums of fields [B, D]."""
-    fields, flat, pair_sum, total = compiled().gather_flat(rows, index, numeric, width, pairs, bf16)
+def gathered(rows: Tensor, index: Tensor, numeric: Tensor, width: int, pairs: bool, bf16: bool,
+             asked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The forms of :class:`LaidOut` that rows of a table have: [B, F, D], [B, W], [B]; and sums of fields [B, D].
+
+    Fields that are not ``asked`` for are empty where they take writing.
+    """
+    fields, flat, pair_sum, total = compiled().gather_flat(rows, index, numeric, width, pairs, bf16, asked)
     # In float32 the fields lie in flat; to autograd they are a tensor of their own, since nothing writes to either.
     fields = fields.new_empty(0).set_(fields.untyped_storage(), fields.storage_offset(), fields.shape, fields.stride())
     return fields, flat, pair_sum, total
@@ -152,8 +158,8 @@ class _LookUp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, lookup: Lookup, mask: Tensor | None, numeric: Tensor,
-                width: int, pairs: bool, bf16: bool, every_row: bool) -> tuple[Tensor, Tensor, Tensor]:
-        fields, flat, pair_sum, total = gathered(table, index, numeric, width, pairs, bf16)
+                width: int, pairs: bool, bf16: bool, every_row: bool, asked: bool) -> tuple[Tensor, Tensor, Tensor]:
+        fields, flat, pair_sum, total = gathered(table, index, numeric, width, pairs, bf16, asked)
         ctx.lookup, ctx.mask, ctx.size, ctx.every_row = lookup, mask, table.shape, every_row
         ctx.save_for_backward(table if every_row else fields, total)
         ctx.set_materialize_grads(False)
@@ -166,4 +172,4 @@ class _LookUp(torch.autograd.Function):
         segments = ctx.lookup.segments
         values = compiled().gather_flat_backward(
             flat, fields, pair_sum, saved, total, segments.order, segments.begins)
-        return values if ctx.every_row else by_rows(segments, values, ctx.size, ctx.mask), *[None] * 8
+        return values if ctx.every_row else by_rows(segments, values, ctx.size, ctx.mask), *[None] * 9

@@ -68,7 +68,7 @@ class ResidualEmbedding(RowEmbedding):
     def laid_out(self, batch: Batch, lookup: Lookup, numeric: Tensor, pairs: bool) -> LaidOut:
         """See :class:`~ctrmodels.nn.embedding.FieldEmbedding`; its penalty counts every touched residual once."""
         rows, residuals = self._rows(self.touched(lookup))
-        found = look_up_rows(rows, lookup, numeric, pairs)
+        found = look_up_rows(rows, lookup, numeric, pairs, self.read)
         return found._replace(penalty=self.lambda_r * residuals.square().sum())
 
     def _rows(self, touched: Touched) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,7 @@ class RowEmbedding(FieldEmbedding):
 
     def laid_out(self, batch: Batch, lookup: Lookup, numeric: Tensor, pairs: bool) -> LaidOut:
         """See :class:`FieldEmbedding`."""
-        return look_up_rows(self.rows(self.touched(lookup)), lookup, numeric, pairs)
+        return look_up_rows(self.rows(self.touched(lookup)), lookup, numeric, pairs, self.read)
 
     def steps(self, batch: Batch, name: str) -> Tensor:
         """[B, L, D]."""

@@ -13,6 +13,9 @@ from ctrmodels.training.optimisers import RowWise, touched
 
 Number = TypeVar("Number", float, Tensor)
 
+# For so many steps after a touch, the mean square of a gradient is much the same: longer strides come later.
+STEADY = 32
+
 
 class Late(NamedTuple):
     """What the kernels of :class:`CoupledAdam` take, beside the table.
@@ -118,9 +121,10 @@ class CoupledAdam(RowWise):
 
     The decay moves every row at every step, by about the learning rate whatever its weight is, since Adam
     normalises it; PEP's thresholds rise by nothing else. A row that batches leave alone makes up what it missed by
-    :meth:`catch_up` before it is next read, or at the latest with its next gradient: in strides, one step long right
-    after a touch and longer as the moments settle, none of which moves a value by more than a quarter. A row touched
-    at every step takes exactly the steps of ``torch.optim.Adam``.
+    :meth:`catch_up` before it is next read, or at the latest with its next gradient: in strides, whose means of
+    gradients are summed exactly for a pull that falls evenly on the way, while the mean square is that of the middle.
+    None moves a value by more than a half. A row touched at every step takes exactly the steps of
+    ``torch.optim.Adam``.
 
     "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
 
@@ -173,25 +177,32 @@ class CoupledAdam(RowWise):
         value, mean, square = (t.index_select(0, rows) for t in whole)
         at = state["last"].index_select(0, rows).double().unsqueeze(1)
 
+        def total(n: Tensor) -> Tensor:
+            """``beta1 + beta1^2 + .. + beta1^n``."""
+            return beta1 * (1 - beta1**n) / (1 - beta1)
+
         def move(strides: Tensor, pushed: Tensor | None) -> None:
             """Every row by its number of steps [U, 1], which may be none, from ``at`` on."""
+            nonlocal value, mean, square
             pull = group["weight_decay"] * value if pushed is None else group["weight_decay"] * value + pushed
-            half = (strides + 1) / 2
-            keep = [(beta**half).float() for beta in (beta1, beta2)]
-            size = strides * group["lr"] / (1 - beta1 ** (at + half))
-            root = torch.sqrt(keep[1] * square + (1 - keep[1]) * pull.square()) / (1 - beta2 ** (at + half)).sqrt()
-            value.sub_((size * (keep[0] * mean + (1 - keep[0]) * pull) / (root + group["eps"])).float())
-            for moment, beta, x in ((mean, beta1, pull), (square, beta2, pull.square())):
-                left = (beta**strides).float()
-                moment.mul_(left).add_((1 - left) * x)
+            n, half, keep1, keep2 = strides.clamp(min=1), (strides + 1) / 2, beta1**strides, beta2**strides
+            late = n - 1 - total(n - 1)  # of pulls that are 0, 1, 2, ..: the last mean, and the sum of all means
+            lates = n * (n - 1) / 2 - beta1 / (1 - beta1) * (n - total(n) / beta1)
+            root = torch.sqrt((beta2**half).float() * square + (1 - beta2**half).float() * pull.square())
+            size = group["lr"] / (1 - beta1 ** (at + half)) / (root / (1 - beta2 ** (at + half)).sqrt() + group["eps"])
+            way = size * (total(strides) * mean + (strides - total(strides)) * pull)
+            way = way * (1 - size * group["weight_decay"] * lates / n)
+            slack = group["weight_decay"] * way
+            value = (value - way).float()
+            mean = (keep1 * mean + (1 - keep1) * pull - late / n * slack).float()
+            square = (keep2 * square + (1 - keep2) * (pull - (n - 1) / n / 2 * slack).square()).float()
             at.add_(strides)
 
-        longest = min(max(int(0.25 / max(group["lr"], 1e-6)), 1), 512)
-        stop, done = step - (gradient is not None), torch.zeros_like(at)
+        longest = min(max(int(0.5 / max(group["lr"], 1e-6)), 1), 512)
+        first, stop = at.clone(), step - (gradient is not None)
         while bool((at < stop).any()):
-            strides = torch.minimum((1 + 2 * done).clamp(max=longest), stop - at)
-            move(strides, None)
-            done += strides
+            limit = 1 + torch.minimum(at // 2, at - first + STEADY)
+            move(torch.minimum(limit.clamp(max=longest), stop - at), None)
         if gradient is not None:
             move(torch.ones_like(at), gradient)
         for t, part in zip(whole, (value, mean, square), strict=True):

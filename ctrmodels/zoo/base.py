@@ -54,14 +54,16 @@ class CTRModel(nn.Module, ABC):
         l2: weight of the embeddings' squared norm.
         embedding: takes the place of the spec's embedding.
         pair_sum: whether the model reads ``Encoded.pair_sum``.
+        fields: whether it reads ``Encoded.fields``.
     """
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, dropout: float = 0.0, l2: float = 0.0,
-                 embedding: FieldEmbedding | None = None, pair_sum: bool = False) -> None:
+                 embedding: FieldEmbedding | None = None, pair_sum: bool = False,
+                 fields: bool = True) -> None:
         super().__init__()
         self.objective, self.column = objective, schema.objective_index(objective)
         self.encoder = FeatureEncoder(schema, spec, dropout=dropout, l2=l2, embedding=embedding,
-                                      pair_sum=pair_sum)
+                                      pair_sum=pair_sum, fields=fields)
 
     @classmethod
     def sized(cls, schema: Schema, spec: ArchSpec, objective: str, sizes: Sizes,

@@ -29,7 +29,8 @@ class DeepFM(CTRModel):
 
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  dropout: float = 0.0, l2: float = 0.0, embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding, pair_sum=True)
+        super().__init__(schema, without_interactions(spec), objective, dropout, l2, embedding, pair_sum=True,
+                         fields=False)
         self.wide = FirstOrder(schema, 1)
         self.deep = MLP(self.encoder.width, hidden, dropout, width_out=1)
 

@@ -59,10 +59,10 @@ class _SoftLookUp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, thresholds: Tensor, lookup: Lookup, late: Late | None, numeric: Tensor,
-                pairs: bool, bf16: bool) -> tuple[Tensor, Tensor, Tensor]:
+                pairs: bool, bf16: bool, asked: bool) -> tuple[Tensor, Tensor, Tensor]:
         rows, level = _soften(table, thresholds, lookup.segments.rows, late)
         width = flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1])
-        fields, flat, pair_sum, total = gathered(rows, lookup.places, numeric, width, pairs, bf16)
+        fields, flat, pair_sum, total = gathered(rows, lookup.places, numeric, width, pairs, bf16, asked)
         ctx.segments, ctx.sizes = lookup.segments, (table.shape, thresholds.shape)
         ctx.save_for_backward(rows, total, level)
         ctx.set_materialize_grads(False)
@@ -74,7 +74,7 @@ class _SoftLookUp(torch.autograd.Function):
         fields, flat, pair_sum = contiguous(gradients)
         found = compiled().soften_flat_backward(
             flat, fields, pair_sum, rows, total, ctx.segments.order, ctx.segments.begins, level)
-        return *_gradients(found, ctx.segments, ctx.sizes), *[None] * 5
+        return *_gradients(found, ctx.segments, ctx.sizes), *[None] * 6
 
 
 def soft_threshold(values: Tensor, thresholds: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class SoftThresholdEmbedding(RowEmbedding):
         if bf16 is None:
             return super().laid_out(batch, lookup, numeric, pairs)
         return LaidOut(*_SoftLookUp.apply(
-            self.table.weight, self.parameter, lookup, self._late(), numeric.contiguous(), pairs, bf16))
+            self.table.weight, self.parameter, lookup, self._late(), numeric.contiguous(), pairs, bf16, self.read))
 
     def _late(self) -> Late | None:
         return None if self.optimiser is None else self.optimiser.late(self.parameter)

@@ -119,7 +119,7 @@ def test_tables_give_values_and_gradients_of_torch(operations, monkeypatch, widt
 def test_a_row_that_is_not_there_is_refused(operations) -> None:
     table, index = torch.zeros(5, 2), torch.tensor([0, 5], dtype=torch.int32)
     for call in (lambda: operations.gather(table, index), lambda: operations.field_sums(table, index, 1),
-                 lambda: operations.gather_flat(table, index, torch.zeros(1, 0), 4, False, False),
+                 lambda: operations.gather_flat(table, index, torch.zeros(1, 0), 4, False, False, True),
                  lambda: operations.rowwise_adagrad(table, torch.zeros(5), index.long(), torch.ones(2, 2), 0.1, 1e-8)):
         with pytest.raises(IndexError, match="row 5 of a table of 5"):
             call()
@@ -447,7 +447,7 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             weights = table[:slots.shape[1]].contiguous()
             z, offsets = hidden[:, :15].contiguous(), table[:3, :4].contiguous()
             mixed, shares = operations.mix(z, offsets, 1)
-            fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True)
+            fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True, True)
             gates, gated = torch.ones(slots.shape[1]), []
             for w in (None, weights):
                 own = vectors, w, slots, gates, gates

@@ -116,9 +116,11 @@ def test_coupled_decay_alone_moves_a_threshold_whose_gradient_underflows():
     assert torch.all(embedding.parameter > -150.0)
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1e-3])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_rows_that_batches_leave_alone_have_the_thresholds_of_the_dense_form(compiled, request):
-    """Value by value, within half a hundredth of the way that thresholds go on the mean, and two at most."""
+def test_rows_that_batches_leave_alone_have_the_thresholds_of_the_dense_form(compiled, scale, request):
+    """Value by value, also where gradients are a hundred times the decay: within two thousandths of the way that
+    thresholds go on the mean (.0008 and .0014 were measured), and a hundredth at most."""
     if not compiled:
         request.getfixturevalue("torch_alone")
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +131,7 @@ def test_rows_that_batches_leave_alone_have_the_thresholds_of_the_dense_form(com
     often = 1 / torch.arange(1, rows + 1).float()
     for _ in range(steps):
         touched = torch.unique(torch.multinomial(often, 100, replacement=True, generator=generator))
-        gradient = 1e-5 * torch.randn(len(touched), dim, generator=generator)
+        gradient = scale * torch.randn(len(touched), dim, generator=generator)
         lazy.grad = torch.sparse_coo_tensor(touched.unsqueeze(0), gradient, (rows, dim), is_coalesced=True,
                                             check_invariants=False)
         dense.grad = lazy.grad.to_dense()
@@ -137,7 +139,7 @@ def test_rows_that_batches_leave_alone_have_the_thresholds_of_the_dense_form(com
         reference.step()
     optimiser.catch_up()
     way, apart = (dense + 7).abs().mean().item(), (lazy - dense).abs()
-    assert way > 3 and apart.mean() <= 0.005 * way and apart.max() <= 0.02 * way
+    assert way > 1 and apart.mean() <= 0.002 * way and apart.max() <= 0.01 * way
     assert apart[:3].max() < 1e-4  # touched at almost every step
 
 
