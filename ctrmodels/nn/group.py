@@ -1,6 +1,7 @@
 """Interactions of groups of fields: powers of weighted sums, which hold all interactions of an order at once.
 
-Notation: B rows, F fields, D width of an embedding, G groups of one order p, all on one embedding.
+Notation: B rows, F fields, D width of an embedding, G groups of one order p, all on one embedding; U distinct rows of
+its table among the look-ups of a batch.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ctrmodels.archspec import Group
+from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.norm import BatchNorm
+from ctrmodels.nn.rows import ByRow, normalised
+from ctrmodels.nn.table import Lookup
 from ctrmodels.nn.towers import full_precision
 
 LOGIT_INIT = 1e-3  # published: memberships start undecided
@@ -124,20 +129,39 @@ class PowerSums(nn.Module):
         """Numbers that the groups give together."""
         return self.n_groups * (self.dim if self.order == 1 else 1)
 
-    def forward(self, fields: Tensor) -> Tensor:
-        """[B, F, D] → float32 [B, G], or [B, D * G] at order 1."""
+    def forward(self, fields: Tensor | ByRow) -> Tensor:
+        """[B, F, D], or the rows of a training batch → float32 [B, G], or [B, G * D] at order 1."""
+        if isinstance(fields, ByRow):
+            return self._of_rows(fields)
         with full_precision(fields):
             e = self.norm(fields.flatten(1)).view(fields.shape)
-            members = self.members()
-            weights = self._spread()
-            own = weights if self.everyone else members * weights  # what the compensation takes away
+            inside, own = self._cells()
+            if kernels(e):
+                return cast(Tensor, _PowerSums.apply(e.flatten(0, 1), inside, own, None, self.order, self.lambda_c))
+            sums = e.transpose(1, 2) @ inside  # [B, D, G]
             if self.order == 1:
-                kept = members * weights - (self.lambda_c * own if self.everyone else 0.0)
-                return (e.transpose(1, 2) @ kept).flatten(1)
-            powers = (e.transpose(1, 2) @ (members * weights)).pow(self.order).sum(1)  # [B, D, G] → [B, G]
+                return sums.transpose(1, 2).flatten(1)
+            powers = sums.pow(self.order).sum(1)
             if not self.lambda_c:
                 return powers
+            own = inside if own is None else own
             return torch.addmm(powers, e.pow(self.order).sum(2), own.pow(self.order), alpha=-self.lambda_c)
+
+    def _of_rows(self, looked_up: ByRow) -> Tensor:
+        """[B, width], by the rows' normalised values: there are fewer of them than look-ups."""
+        lookup = looked_up.lookup
+        with full_precision(looked_up.rows):
+            e, centre, variance = normalised(looked_up.rows, looked_up.touched, self.norm.eps)
+            self.norm.follow(centre.flatten(), variance.flatten(), lookup.shape[0])
+            return cast(Tensor, _PowerSums.apply(e, *self._cells(), lookup, self.order, self.lambda_c))
+
+    def _cells(self) -> tuple[Tensor, Tensor | None]:
+        """[F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same."""
+        members, weights = self.members(), self._spread()
+        inside = members * weights
+        if not self.everyone:
+            return inside, None
+        return (inside - self.lambda_c * weights, None) if self.order == 1 else (inside, weights)
 
     def _spread(self) -> Tensor:
         """w [F, G], zero where no weight counts."""
@@ -153,6 +177,36 @@ class PowerSums(nn.Module):
         if not self.lambda_c:
             return normalised + powers
         return normalised + powers + self.order * self.dim * self.n_fields + 2 * len(self.cells)
+
+
+class _PowerSums(torch.autograd.Function):
+    """Of normalised vectors [N, D], field after field within a row or, with ``lookup``, its rows: :class:`PowerSums`.
+
+    Neither sums nor powers are written down, and only those gradients are computed that somebody wants.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, inside: Tensor, own: Tensor | None, lookup: Lookup | None, order: int,
+                lambda_c: float) -> Tensor:
+        vectors, inside = vectors.contiguous(), inside.contiguous()
+        ctx.save_for_backward(vectors, inside, own)
+        ctx.lookup, ctx.order, ctx.lambda_c = lookup, order, lambda_c
+        return cast(Tensor, compiled().power_sums(
+            vectors, None if lookup is None else lookup.places, inside, own, order, lambda_c))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        vectors, inside, own = ctx.saved_tensors
+        of_rows = (None, None, None)
+        if ctx.lookup is not None:
+            segments = ctx.lookup.segments
+            of_rows = (ctx.lookup.places, segments.order, segments.begins)
+        wanted = ctx.needs_input_grad
+        of_vectors, of_inside, of_own = compiled().power_sums_backward(
+            gradients[0].contiguous(), vectors, *of_rows, inside, own, ctx.order, ctx.lambda_c, wanted[0])
+        return (of_vectors if wanted[0] else None, of_inside if wanted[1] else None, of_own if wanted[2] else None,
+                None, None, None)
 
 
 def _scale(order: int, dim: int) -> float:
@@ -195,8 +249,13 @@ class Groups(nn.Module):
     def __iter__(self) -> Iterator[PowerSums]:
         return iter(cast(list[PowerSums], self.parts))
 
-    def forward(self, fields: Mapping[str, Tensor]) -> list[Tensor]:
-        """[B, F, D] of every embedding by name → [B, width of the part] per part."""
+    @property
+    def tables(self) -> set[str]:
+        """Names of the embeddings that they read."""
+        return {part.table for part in self}
+
+    def forward(self, fields: Mapping[str, Tensor | ByRow]) -> list[Tensor]:
+        """[B, F, D] of every embedding by name, or its rows → [B, width of the part] per part."""
         return [part(fields[part.table]) for part in self]
 
     def flops(self) -> int:

@@ -25,8 +25,8 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 class _Layers(torch.autograd.Function):
     """``relu(x W^T + b)``, layer after layer, then perhaps ``x w + b`` for one output, as a single node of the graph.
 
-    Neither a bias nor an activation takes a pass over memory of its own, and gradients that nobody else sees are
-    overwritten.
+    Neither a bias nor an activation takes a pass over memory of its own, gradients that nobody else sees are
+    overwritten, and those of layers that are not trained now are not computed.
     """
 
     @staticmethod
@@ -51,7 +51,7 @@ class _Layers(torch.autograd.Function):
         depth = len(ctx.saved_tensors) // 2
         outputs = ctx.saved_tensors[:-depth] if ctx.head else ctx.saved_tensors[:depth + 1]
         weights = ctx.saved_tensors[len(outputs):]
-        found: list[Tensor] = []
+        found: list[Tensor | None] = []
         if ctx.head:
             above = gradients[0].flatten().contiguous()
             gradient, of_weight, of_bias = compiled().dot_relu_backward(above, outputs[-1], weights[-1].view(-1))
@@ -60,7 +60,8 @@ class _Layers(torch.autograd.Function):
             gradient = torch.empty_like(outputs[-1])
             of_bias = compiled().relu_backward(gradients[0].contiguous(), outputs[-1], gradient)
         for layer in reversed(range(len(outputs) - 1)):
-            found += [of_bias, (gradient.t() @ outputs[layer]).float()]
+            trained = ctx.needs_input_grad[2 + 2 * layer]
+            found += [of_bias, (gradient.t() @ outputs[layer]).float() if trained else None]
             if layer:
                 gradient = gradient @ weights[layer]
                 of_bias = compiled().relu_backward(gradient, outputs[layer], gradient)

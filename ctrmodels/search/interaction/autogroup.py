@@ -80,6 +80,7 @@ class AutoGroup:
         config = host.train
         network = self.build(rows, host)
         groups = network.encoder.groups
+        network.encoder.layout.keeps = True
         memberships = groups.relax(self.temperature)
         logits = [m.logits for m in memberships]
         trainer = Trainer(network, config, Optimisers.of(
