@@ -60,6 +60,79 @@ struct Columns {
 
 const LanesAnywhere& lanes_at(const float* values) { return *reinterpret_cast<const LanesAnywhere*>(values); }
 
+// The first `count` lanes.
+void put(float* to, const Lanes& values, int64_t count) {
+  std::copy_n(reinterpret_cast<const float*>(&values), count, to);
+}
+void put(BFloat16* to, const Lanes& values, int64_t count) {
+  for (int64_t l = 0; l < count; ++l) to[l] = values[l];
+}
+
+// Two registers in memory, in float32, or in one, rounded to bfloat16: one in the higher halves, one in the lower.
+template <bool kShort>
+struct Pair {
+  using Bits = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+  static constexpr int64_t kRegisters = kShort ? 1 : 2;
+
+  static std::array<Lanes, 2> read(const Lanes* from) {
+    if constexpr (!kShort) return {from[0], from[1]};
+    const Bits bits = reinterpret_cast<Bits>(from[0]);
+    return {reinterpret_cast<Lanes>(bits & 0xffff0000), reinterpret_cast<Lanes>(bits << 16)};
+  }
+  static void write(Lanes* to, Lanes high, Lanes low) {
+    if constexpr (kShort) {
+      to[0] = reinterpret_cast<Lanes>((rounded(high) & 0xffff0000) | (rounded(low) >> 16));
+    } else {
+      to[0] = high;
+      to[1] = low;
+    }
+  }
+
+ private:
+  static Bits rounded(Lanes values) {
+    const Bits bits = reinterpret_cast<Bits>(values);
+    return bits + 0x7fff + ((bits >> 16) & 1);
+  }
+};
+
+// Some columns of a tensor [B, W] in float32 or bfloat16: `pieces` of `width` numbers each side by side, every one of which
+// is in registers of its own here.
+struct Above {
+  int64_t pieces, registers;
+  Tensor room;
+  const LanesAnywhere* values;
+
+  Above(const Tensor& from, int64_t column, int64_t pieces_, int64_t width)
+      : pieces(pieces_), registers((width + kLanes - 1) / kLanes),
+        room(at::empty({from.size(0), pieces * registers * kLanes}, from.options().dtype(at::kFloat))),
+        values(&lanes_at(room.const_data_ptr<float>())) {
+    from.scalar_type() == at::kBFloat16 ? fill(from.const_data_ptr<BFloat16>(), from.size(1), column, width)
+                                        : fill(from.const_data_ptr<float>(), from.size(1), column, width);
+  }
+
+  // Piece j of row i.
+  const LanesAnywhere* at(int64_t i, int64_t j) const { return values + (i * pieces + j) * registers; }
+
+ private:
+  template <typename T>
+  void fill(const T* from, int64_t stride, int64_t column, int64_t width) {
+    float* to = room.mutable_data_ptr<float>();
+    const int64_t wide = registers * kLanes;
+    at::parallel_for(0, room.size(0), grain(pieces * wide), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = 0; j < pieces; ++j)
+          for (int64_t k = 0; k < wide; k += kLanes) {
+            const T* __restrict__ piece = from + i * stride + column + j * width + k;
+            float* __restrict__ found = to + (i * pieces + j) * wide + k;
+            if (k + kLanes <= width)
+              for (int64_t l = 0; l < kLanes; ++l) found[l] = static_cast<float>(piece[l]);
+            else
+              for (int64_t l = 0; l < kLanes; ++l) found[l] = k + l < width ? static_cast<float>(piece[l]) : 0.0f;
+          }
+    });
+  }
+};
+
 // F vectors for each of B rows: places int32 [B * F] among vectors [N, D], or row after row without. order and begins of
 // group() say, for a backward pass by vector, where each is looked up: once, in turn, without places.
 struct LookedUp {
@@ -75,12 +148,9 @@ struct LookedUp {
     if (places_) {
       check(*places_, at::kInt, 1, "places");
       places = places_->const_data_ptr<int32_t>();
-      int32_t low = 0, high = -1;
-      for (int64_t i = 0; i < places_->numel(); ++i) {
-        low = std::min(low, places[i]);
-        high = std::max(high, places[i]);
-      }
-      TORCH_CHECK_INDEX(low >= 0 && high < n, "a place of ", low < 0 ? low : high, " among ", n, " vectors");
+      uint32_t most = 0;  // negative ones are the largest
+      for (int64_t i = 0; i < places_->numel(); ++i) most = std::max(most, static_cast<uint32_t>(places[i]));
+      TORCH_CHECK_INDEX(most < n || places_->numel() == 0, "a place behind the last of ", n, " vectors");
     }
     const int64_t look_ups = places_ ? places_->numel() : n;
     TORCH_CHECK(f > 0 && look_ups % f == 0, look_ups, " vectors are not rows of ", f);
@@ -95,6 +165,11 @@ struct LookedUp {
     TORCH_CHECK(order_->numel() == b * f && begins_->numel() == n, "shapes do not fit");
     order = order_->const_data_ptr<int32_t>();
     begins = begins_->const_data_ptr<int32_t>();
+  }
+
+  void check_columns(const Tensor& t, int64_t column, int64_t width) const {
+    check(t, t.scalar_type() == at::kBFloat16 ? at::kBFloat16 : at::kFloat, 2, "what groups give");
+    TORCH_CHECK(t.size(0) == b && column >= 0 && column + width <= t.size(1), "shapes do not fit");
   }
 
   // As many on any machine.
@@ -157,8 +232,9 @@ struct GroupSums {
       std::copy_n(inside.const_data_ptr<float>() + c * g, g, weights.data() + c * padded);
   }
 
-  // -> y [B, G * D]
-  void forward(float* y) const {
+  // -> y [B, G * D] of rows that begin `stride` apart
+  template <typename T>
+  void forward(T* y, int64_t stride) const {
     at::parallel_for(0, of.b, grain(of.f * of.d), [&](int64_t begin, int64_t end) {
       std::vector<const float*> row(of.f);
       for (int64_t i = begin; i < end; ++i) {
@@ -168,17 +244,18 @@ struct GroupSums {
             std::array<Lanes, kGroups> sums{};
             for (int64_t c = 0; c < of.f; ++c)
               for (int64_t q = 0; q < kGroups; ++q) sums[q] += lanes_at(row[c] + k) * weights[c * padded + j + q];
-            for (int64_t q = 0; q < std::min(kGroups, g - j); ++q)
-              std::copy_n(reinterpret_cast<const float*>(&sums[q]), std::min(kLanes, of.d - k),
-                          y + (i * g + j + q) * of.d + k);
+            for (int64_t q = 0; q < std::min(kGroups, g - j); ++q) {
+              T* to = y + i * stride + (j + q) * of.d + k;
+              k + kLanes <= of.d ? put(to, sums[q], kLanes) : put(to, sums[q], of.d - k);
+            }
           }
       }
     });
   }
 
-  // gradient [B, G * D] -> that of the vectors [N, D], if to is there, and of the weights [F, padded].
-  std::vector<double> backward(const float* gradient, float* to) const {
-    const Columns above(gradient, of.b * g, of.d, wide);
+  // The gradient of y -> that of the vectors [N, D], if to is there, and of the weights [F, padded].
+  std::vector<double> backward(const Tensor& gradient, int64_t column, float* to) const {
+    const Above above(gradient, column, g, of.d);
     const int64_t parts = of.parts();
     std::vector<std::vector<Lanes>> pulls(parts);
     at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
@@ -195,7 +272,7 @@ struct GroupSums {
   }
 
  private:
-  void by_vector(int64_t part, int64_t parts, const Columns& above, float* to, Lanes* pulls) const {
+  void by_vector(int64_t part, int64_t parts, const Above& above, float* to, Lanes* pulls) const {
     of.of_part(part, parts, [&](int64_t k, int64_t field, int64_t first, int64_t last) {
       for (int64_t at = 0; at < wide; at += kLanes) {
         const Lanes vector = lanes_at(vectors.row(k) + at);
@@ -204,11 +281,11 @@ struct GroupSums {
           const int64_t there = std::min(kGroups, g - j);
           std::array<Lanes, kGroups> together{};
           for (int64_t i = first; i < last; ++i) {
-            const float* from = above.row(of.row_of_turn(i) * g + j) + at;
+            const LanesAnywhere* from = above.at(of.row_of_turn(i), j) + at / kLanes;
             if (there == kGroups)
-              for (int64_t q = 0; q < kGroups; ++q) together[q] += lanes_at(from + q * wide);
+              for (int64_t q = 0; q < kGroups; ++q) together[q] += from[q * above.registers];
             else
-              for (int64_t q = 0; q < there; ++q) together[q] += lanes_at(from + q * wide);
+              for (int64_t q = 0; q < there; ++q) together[q] += from[q * above.registers];
           }
           for (int64_t q = 0; q < kGroups; ++q) {
             sum += together[q] * weights[field * padded + j + q];
@@ -220,14 +297,15 @@ struct GroupSums {
     });
   }
 
-  void by_row(int64_t part, int64_t parts, const Columns& above, Lanes* pulls) const {
+  void by_row(int64_t part, int64_t parts, const Above& above, Lanes* pulls) const {
     std::vector<const float*> row(of.f);
     for (int64_t i = of.b * part / parts; i < of.b * (part + 1) / parts; ++i) {
       of.of_row(i, vectors, row.data());
       for (int64_t at = 0; at < wide; at += kLanes)
         for (int64_t c = 0; c < of.f; ++c) {
           const Lanes vector = lanes_at(row[c] + at);
-          for (int64_t j = 0; j < g; ++j) pulls[c * padded + j] += vector * lanes_at(above.row(i * g + j) + at);
+          const LanesAnywhere* from = above.at(i, 0) + at / kLanes;
+          for (int64_t j = 0; j < g; ++j) pulls[c * padded + j] += vector * from[j * above.registers];
         }
     }
   }
@@ -260,8 +338,9 @@ struct SumPowers {
     });
   }
 
-  // -> y [B, G]
-  void forward(float* y) const {
+  // -> y [B, G] of rows that begin `stride` apart
+  template <typename T>
+  void forward(T* y, int64_t stride) const {
     at::parallel_for(0, of.b, grain(of.f * of.d), [&](int64_t begin, int64_t end) {
       std::vector<const float*> row(of.f);
       for (int64_t i = begin; i < end; ++i) {
@@ -279,7 +358,8 @@ struct SumPowers {
             if (of.f % 2) away += own_powers[(of.f - 1) * blocks + j] * own_sums[of.place(i, of.f - 1)];
             found -= lambda * (away + also);
           }
-          std::copy_n(reinterpret_cast<const float*>(&found), std::min(kLanes, g - j * kLanes), y + i * g + j * kLanes);
+          T* to = y + i * stride + j * kLanes;
+          (j + 1) * kLanes <= g ? put(to, found, kLanes) : put(to, found, g - j * kLanes);
         }
       }
     });
@@ -290,24 +370,30 @@ struct SumPowers {
     std::vector<Lanes> inside, own;
   };
 
-  // gradient [B, G] -> that of the vectors [N, D], if to is there, and of the weights.
-  Pulls backward(const float* gradient, float* to) const {
-    const Columns above(gradient, of.b, g, blocks * kLanes);
-    const int64_t parts = of.parts();
+  // The gradient of y -> that of the vectors [N, D], if to is there, and of the weights. What is kept of every row on the
+  // way is short where the gradient is: every look-up reads it, and less of it lies in a nearer cache.
+  template <bool kShort>
+  Pulls backward(const Tensor& gradient, int64_t column, float* to) const {
+    const Above above(gradient, column, 1, g);
+    const int64_t parts = of.parts(), kept = (wide / 2 + 1) * Pair<kShort>::kRegisters;
     std::vector<Pulls> pulls(parts, {std::vector<Lanes>(inside.size()), std::vector<Lanes>(own.size())});
-    std::vector<Lanes> slopes(to ? of.b * (wide + 1) : 0);
+    const Tensor room = at::empty({to ? of.b * kept * kLanes : 0}, above.room.options());  // not filled, unlike a vector
+    Lanes* slopes = reinterpret_cast<Lanes*>(room.mutable_data_ptr<float>());
     for (int64_t j = 0; j < blocks; ++j) {
       if (to)
         at::parallel_for(0, of.b, grain(of.f * of.d), [&](int64_t begin, int64_t end) {
           std::vector<const float*> row(of.f);
+          std::vector<Lanes> found(wide + 2);
           for (int64_t i = begin; i < end; ++i) {
             of.of_row(i, vectors, row.data());
-            slope(row.data(), lanes_at(above.row(i) + j * kLanes), j, slopes.data() + i * (wide + 1));
+            slope(row.data(), above.at(i, 0)[j], j, found.data());
+            for (int64_t k = 0; k <= wide; k += 2)
+              Pair<kShort>::write(slopes + i * kept + k / 2 * Pair<kShort>::kRegisters, found[k], found[k + 1]);
           }
         });
       at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; ++part)
-          to ? by_vector(part, parts, j, slopes.data(), to, pulls[part]) : by_row(part, parts, j, above, pulls[part]);
+          to ? by_vector<kShort>(part, parts, j, slopes, to, pulls[part]) : by_row(part, parts, j, above, pulls[part]);
       });
     }
     Pulls found{std::vector<Lanes>(inside.size()), std::vector<Lanes>(own.size())};
@@ -342,21 +428,28 @@ struct SumPowers {
     found[wide] = gradient;
   }
 
+  template <bool kShort>
   void by_vector(int64_t part, int64_t parts, int64_t j, const Lanes* slopes, float* to, Pulls& pulls) const {
+    constexpr int64_t kRegisters = Pair<kShort>::kRegisters;
+    const int64_t kept = (wide / 2 + 1) * kRegisters;
     of.of_part(part, parts, [&](int64_t k, int64_t field, int64_t first, int64_t last) {
       const int64_t cell = field * blocks + j;
       const float* vector = vectors.row(k);
-      Lanes away{}, pull{};
-      if (lambda != 0.0f) {
-        for (int64_t i = first; i < last; ++i) away += slopes[of.row_of_turn(i) * (wide + 1) + wide];
-        pulls.own[cell] += away * own_sums[k];
-        away *= lambda * static_cast<float>(order) * own_powers[cell];
-      }
+      Lanes above{}, away{}, pull{};
       for (int64_t at = 0; at < wide; at += kDims) {
         std::array<Lanes, kDims> together{};
         for (int64_t i = first; i < last; ++i) {
-          const Lanes* from = slopes + of.row_of_turn(i) * (wide + 1) + at;
-          for (int64_t q = 0; q < kDims; ++q) together[q] += from[q];
+          const Lanes* row = slopes + of.row_of_turn(i) * kept;
+          for (int64_t q = 0; q < kDims; q += 2) {
+            const auto [high, low] = Pair<kShort>::read(row + (at + q) / 2 * kRegisters);
+            together[q] += high;
+            together[q + 1] += low;
+          }
+          if (at == 0) above += Pair<kShort>::read(row + wide / 2 * kRegisters)[0];
+        }
+        if (at == 0 && lambda != 0.0f) {
+          pulls.own[cell] += above * own_sums[k];
+          away = above * lambda * static_cast<float>(order) * own_powers[cell];
         }
         std::array<Lanes, kLanes> pushed{};
         for (int64_t q = 0; q < kDims; ++q) {
@@ -375,12 +468,12 @@ struct SumPowers {
     });
   }
 
-  void by_row(int64_t part, int64_t parts, int64_t j, const Columns& above, Pulls& pulls) const {
+  void by_row(int64_t part, int64_t parts, int64_t j, const Above& above, Pulls& pulls) const {
     std::vector<const float*> row(of.f);
     std::vector<Lanes> slopes(wide + 1);
     for (int64_t i = of.b * part / parts; i < of.b * (part + 1) / parts; ++i) {
       of.of_row(i, vectors, row.data());
-      slope(row.data(), lanes_at(above.row(i) + j * kLanes), j, slopes.data());
+      slope(row.data(), above.at(i, 0)[j], j, slopes.data());
       for (int64_t c = 0; c < of.f; ++c) {
         Lanes pull = pulls.inside[c * blocks + j];
         for (int64_t k = 0; k < wide; ++k) pull += slopes[k] * row[c][k];
@@ -411,35 +504,36 @@ void check_groups(const Tensor& inside, const std::optional<Tensor>& own, int64_
 }
 
 // vectors [N, D], places int32 [B * F] or none if N = B * F, and weights [F, G] -> y: [B, G], or [B, G * D] at order 1,
-// which has no compensation. own: what is compensated, inside if nothing is given.
-Tensor power_sums(const Tensor& vectors, const std::optional<Tensor>& places, const Tensor& inside,
-                  const std::optional<Tensor>& own, int64_t order, double lambda) {
+// which has no compensation, into the columns of result [B, W] from `column` on, in float32 or bfloat16. own: what is
+// compensated, inside if nothing is given.
+void power_sums(const Tensor& result, int64_t column, const Tensor& vectors, const std::optional<Tensor>& places,
+                const Tensor& inside, const std::optional<Tensor>& own, int64_t order, double lambda) {
   check_groups(inside, own, order);
   const LookedUp of(vectors, places, inside.size(0));
-  Tensor result = at::empty({of.b, inside.size(1) * (order == 1 ? of.d : 1)}, vectors.options());
-  float* y = result.mutable_data_ptr<float>();
-  if (order == 1)
-    GroupSums(of, inside).forward(y);
-  else
-    by_order(of, inside, own.value_or(inside), order, lambda, [&](const auto& powers) { powers.forward(y); });
-  return result;
+  of.check_columns(result, column, inside.size(1) * (order == 1 ? of.d : 1));
+  const auto write = [&](auto* y) {
+    const int64_t stride = result.size(1);
+    if (order == 1)
+      GroupSums(of, inside).forward(y + column, stride);
+    else
+      by_order(of, inside, own.value_or(inside), order, lambda, [&](const auto& powers) { powers.forward(y + column, stride); });
+  };
+  result.scalar_type() == at::kBFloat16 ? write(result.mutable_data_ptr<BFloat16>()) : write(result.mutable_data_ptr<float>());
 }
 
-// The gradients of power_sums() from that of y: of the vectors [N, D], for which order and begins of group() say where each
-// is looked up, of inside, and of own if it was given. That of the vectors is empty if nobody wants it.
+// The gradients of power_sums() from that of result: of the vectors [N, D], for which order and begins of group() say where
+// each is looked up, of inside, and of own if it was given. That of the vectors is empty if nobody wants it.
 std::tuple<Tensor, Tensor, Tensor> power_sums_backward(
-    const Tensor& gradient, const Tensor& vectors, const std::optional<Tensor>& places,
+    const Tensor& gradient, int64_t column, const Tensor& vectors, const std::optional<Tensor>& places,
     const std::optional<Tensor>& look_ups, const std::optional<Tensor>& begins, const Tensor& inside,
     const std::optional<Tensor>& own, int64_t order, double lambda, bool wants_vectors) {
   check_groups(inside, own, order);
-  check(gradient, at::kFloat, 2, "gradient");
   LookedUp of(vectors, places, inside.size(0));
   const int64_t g = inside.size(1);
-  TORCH_CHECK(gradient.size(0) == of.b && gradient.size(1) == g * (order == 1 ? of.d : 1), "shapes do not fit");
+  of.check_columns(gradient, column, g * (order == 1 ? of.d : 1));
   if (wants_vectors) of.by_vector(look_ups, begins);
   Tensor of_vectors = at::empty({wants_vectors ? of.n : 0, of.d}, vectors.options());
   float* to = wants_vectors ? of_vectors.mutable_data_ptr<float>() : nullptr;
-  const float* above = gradient.const_data_ptr<float>();
   // Of [F, padded].
   const auto filled = [&](const auto* found, int64_t padded) {
     Tensor result = at::empty({of.f, g}, inside.options());
@@ -450,11 +544,12 @@ std::tuple<Tensor, Tensor, Tensor> power_sums_backward(
   Tensor of_inside, of_own = at::empty({0, g}, inside.options());
   if (order == 1) {
     const GroupSums sums(of, inside);
-    of_inside = filled(sums.backward(above, to).data(), sums.padded);
+    of_inside = filled(sums.backward(gradient, column, to).data(), sums.padded);
     if (own) of_own = at::zeros(inside.sizes(), inside.options());
   } else {
     by_order(of, inside, own.value_or(inside), order, lambda, [&](const auto& powers) {
-      auto pulls = powers.backward(above, to);
+      auto pulls = gradient.scalar_type() == at::kBFloat16 ? powers.template backward<true>(gradient, column, to)
+                                                           : powers.template backward<false>(gradient, column, to);
       const auto numbers = [](const std::vector<Lanes>& lanes) { return reinterpret_cast<const float*>(lanes.data()); };
       if (own)
         of_own = filled(numbers(pulls.own), powers.blocks * kLanes);

@@ -72,11 +72,13 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def(
       "gated_products_backward(Tensor gradient, Tensor fields, Tensor? weights, Tensor slots, Tensor gates, Tensor eps, "
       "Tensor means, Tensor variances) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
-  m.def("power_sums(Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float compensation) -> Tensor");
   m.def(
-      "power_sums_backward(Tensor gradient, Tensor vectors, Tensor? places, Tensor? look_ups, Tensor? begins, Tensor inside, "
-      "Tensor? own, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor of_inside, Tensor "
-      "of_own)");
+      "power_sums(Tensor(a!) result, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float "
+      "compensation) -> ()");
+  m.def(
+      "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor? look_ups, Tensor? begins, "
+      "Tensor inside, Tensor? own, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor "
+      "of_inside, Tensor of_own)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {

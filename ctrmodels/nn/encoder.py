@@ -140,15 +140,16 @@ class FeatureEncoder(nn.Module):
         self.interests = Interests(schema, self.embedding.dim, attended.histories, softmax=attended.softmax)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
-        plain = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
-        self.width = appended_width(plain, self.interests.width + self.groups.width + self.micronets.width)
+        self.plain_width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
+        self.width = appended_width(self.plain_width, self.interests.width + self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
 
     def forward(self, batch: Batch) -> Encoded:
         """Encode B rows."""
         lookup = self.layout(batch)
         rows = self._by_row(batch, lookup)
-        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum) if MAIN in rows else
+        room = 0 if self.interests.width or self.micronets.width else self.groups.width
+        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum, room) if MAIN in rows else
                 self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum))
         return self._encoded(batch, lookup, laid, self._tables(batch, lookup, rows), self.steps(batch), rows)
 
@@ -198,8 +199,12 @@ class FeatureEncoder(nn.Module):
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
         interests = self.interests(fields.unbind(1), steps) if steps else ()
-        grouped = self.groups({**by_name, **(rows or {})})
-        flat = self.dropout(appended(flat, [*interests, *grouped, *self.micronets(fields)]))
+        read: dict[str, Tensor | ByRow] = {**by_name, **(rows or {})}
+        if flat.shape[1] > self.plain_width:  # it has room for them
+            flat = self.groups.written(flat, self.plain_width, read)
+        else:
+            flat = appended(flat, [*interests, *self.groups(read), *self.micronets(fields)])
+        flat = self.dropout(flat)
         return Encoded(fields, flat, interests, [Interacting(self.products, by_name)], pair_sum, penalty, lookup,
                        batch.numeric, batch, partial(self.embedding.steps, batch))
 

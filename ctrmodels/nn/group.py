@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
 
@@ -131,13 +132,13 @@ class PowerSums(nn.Module):
 
     def forward(self, fields: Tensor | ByRow) -> Tensor:
         """[B, F, D], or the rows of a training batch → float32 [B, G], or [B, G * D] at order 1."""
-        if isinstance(fields, ByRow):
-            return self._of_rows(fields)
-        with full_precision(fields):
+        rows = fields.rows if isinstance(fields, ByRow) else fields
+        with full_precision(rows):
+            if isinstance(fields, ByRow) or kernels(rows):
+                part = self.operand(fields)
+                return written(rows.new_empty(part.rows, self.width), 0, [part])
             e = self.norm(fields.flatten(1)).view(fields.shape)
             inside, own = self._cells()
-            if kernels(e):
-                return cast(Tensor, _PowerSums.apply(e.flatten(0, 1), inside, own, None, self.order, self.lambda_c))
             sums = e.transpose(1, 2) @ inside  # [B, D, G]
             if self.order == 1:
                 return sums.transpose(1, 2).flatten(1)
@@ -147,13 +148,16 @@ class PowerSums(nn.Module):
             own = inside if own is None else own
             return torch.addmm(powers, e.pow(self.order).sum(2), own.pow(self.order), alpha=-self.lambda_c)
 
-    def _of_rows(self, looked_up: ByRow) -> Tensor:
-        """[B, width], by the rows' normalised values: there are fewer of them than look-ups."""
-        lookup = looked_up.lookup
-        with full_precision(looked_up.rows):
-            e, centre, variance = normalised(looked_up.rows, looked_up.touched, self.norm.eps)
-            self.norm.follow(centre.flatten(), variance.flatten(), lookup.shape[0])
-            return cast(Tensor, _PowerSums.apply(e, *self._cells(), lookup, self.order, self.lambda_c))
+    def operand(self, fields: Tensor | ByRow) -> Operand:
+        """What the kernels compute it from."""
+        inside, own = self._cells()
+        if not isinstance(fields, ByRow):
+            e = self.norm(fields.flatten(1)).view(fields.shape)
+            return Operand(e.flatten(0, 1), inside, own, None, len(fields), self)
+        e, centre, variance = normalised(fields.rows, fields.touched, self.norm.eps)
+        rows = fields.lookup.shape[0]
+        self.norm.follow(centre.flatten(), variance.flatten(), rows)
+        return Operand(e, inside, own, fields.lookup, rows, self)
 
     def _cells(self) -> tuple[Tensor, Tensor | None]:
         """[F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same."""
@@ -179,34 +183,69 @@ class PowerSums(nn.Module):
         return normalised + powers + self.order * self.dim * self.n_fields + 2 * len(self.cells)
 
 
-class _PowerSums(torch.autograd.Function):
-    """Of normalised vectors [N, D], field after field within a row or, with ``lookup``, its rows: :class:`PowerSums`.
+@dataclass(frozen=True)
+class Operand:
+    """What the numbers of one part are computed from by the kernels.
 
-    Neither sums nor powers are written down, and only those gradients are computed that somebody wants.
+    Attributes:
+        vectors: normalised embeddings: [B * F, D], or [U, D] with ``lookup``.
+        inside, own: [F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same.
+        lookup: where the fields' vectors are.
+        rows: B.
+        part: whose numbers they are.
+    """
+
+    vectors: Tensor
+    inside: Tensor
+    own: Tensor | None
+    lookup: Lookup | None
+    rows: int
+    part: PowerSums
+
+
+def written(flat: Tensor, column: int, operands: Sequence[Operand]) -> Tensor:
+    """``flat`` [B, W] with the numbers of ``operands``, one after the other, in its columns from ``column`` on."""
+    tensors = [t for o in operands for t in (o.vectors.contiguous(), o.inside.contiguous(), o.own)]
+    return cast(Tensor, _PowerSums.apply(flat, column, operands, *tensors))
+
+
+def _threes(values: Sequence[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    return zip(values[::3], values[1::3], values[2::3], strict=True)
+
+
+class _PowerSums(torch.autograd.Function):
+    """:func:`written`, in place.
+
+    Neither sums nor powers are written down, and the gradient of embeddings is computed only if somebody wants it.
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, inside: Tensor, own: Tensor | None, lookup: Lookup | None, order: int,
-                lambda_c: float) -> Tensor:
-        vectors, inside = vectors.contiguous(), inside.contiguous()
-        ctx.save_for_backward(vectors, inside, own)
-        ctx.lookup, ctx.order, ctx.lambda_c = lookup, order, lambda_c
-        return cast(Tensor, compiled().power_sums(
-            vectors, None if lookup is None else lookup.places, inside, own, order, lambda_c))
+    def forward(ctx: Any, flat: Tensor, column: int, operands: Sequence[Operand], *tensors: Tensor | None) -> Tensor:
+        ctx.kinds = []
+        for operand, (vectors, inside, own) in zip(operands, _threes(tensors), strict=True):
+            part, lookup = operand.part, operand.lookup
+            compiled().power_sums(flat, column, vectors, None if lookup is None else lookup.places, inside, own,
+                                  part.order, part.lambda_c)
+            ctx.kinds.append((column, lookup, part.order, part.lambda_c))
+            column += part.width
+        ctx.save_for_backward(*tensors)
+        ctx.mark_dirty(flat)
+        return flat
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        vectors, inside, own = ctx.saved_tensors
-        of_rows = (None, None, None)
-        if ctx.lookup is not None:
-            segments = ctx.lookup.segments
-            of_rows = (ctx.lookup.places, segments.order, segments.begins)
-        wanted = ctx.needs_input_grad
-        of_vectors, of_inside, of_own = compiled().power_sums_backward(
-            gradients[0].contiguous(), vectors, *of_rows, inside, own, ctx.order, ctx.lambda_c, wanted[0])
-        return (of_vectors if wanted[0] else None, of_inside if wanted[1] else None, of_own if wanted[2] else None,
-                None, None, None)
+        gradient, found = gradients[0].contiguous(), []
+        wanted = _threes(ctx.needs_input_grad[3:])
+        for kind, (vectors, inside, own), wants in zip(ctx.kinds, _threes(ctx.saved_tensors), wanted, strict=True):
+            column, lookup, order, lambda_c = kind
+            look_ups = (None,) * 3
+            if lookup is not None:
+                look_ups = (lookup.places, lookup.segments.order, lookup.segments.begins)
+            of_all = compiled().power_sums_backward(
+                gradient, column, vectors, *look_ups, inside, own, order, lambda_c, wants[0])
+            found += [g if wants_it else None for g, wants_it in zip(of_all, wants, strict=True)]
+        return gradient if ctx.needs_input_grad[0] else None, None, None, *found
 
 
 def _scale(order: int, dim: int) -> float:
@@ -253,6 +292,11 @@ class Groups(nn.Module):
     def tables(self) -> set[str]:
         """Names of the embeddings that they read."""
         return {part.table for part in self}
+
+    def written(self, flat: Tensor, column: int, fields: Mapping[str, Tensor | ByRow]) -> Tensor:
+        """``flat`` [B, W] with the numbers of all parts in its columns from ``column`` on, by the compiled kernels."""
+        with full_precision(flat):
+            return written(flat, column, [part.operand(fields[part.table]) for part in self])
 
     def forward(self, fields: Mapping[str, Tensor | ByRow]) -> list[Tensor]:
         """[B, F, D] of every embedding by name, or its rows → [B, width of the part] per part."""
