@@ -187,6 +187,9 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, segments: Segments, mask: Tensor | None) -> Tensor:
         ctx.segments, ctx.mask, ctx.size = segments, mask, table.shape
+        compiled_ = kernels(table)
+        if compiled_:
+            return cast(Tensor, compiled_.gather(table, segments.rows.int()))
         return table.index_select(0, segments.rows)
 
     @staticmethod
