@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from ctrmodels.archspec import Group
 from ctrmodels.native import compiled, kernels
@@ -74,12 +73,32 @@ class GumbelMembers(nn.Module):
         """[F, G] of zeros and ones."""
         if not self.drawn:
             return self.chosen().float()
-        return functional.gumbel_softmax(self.logits, self.temperature, hard=True)[..., 0]
+        return cast(Tensor, _Drawn.apply(self.logits, self.temperature))
 
     @torch.no_grad()
     def chosen(self) -> Tensor:
         """bool [F, G]."""
         return self.logits[..., 0] > self.logits[..., 1]
+
+
+class _Drawn(torch.autograd.Function):
+    """Whether the first of two noisy logits is the larger, with the gradient of a softmax: ``gumbel_softmax`` with
+    ``hard=True``, in the few operations that two logits take."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, temperature: float) -> Tensor:
+        noisy = logits - torch.empty_like(logits).exponential_().log_()
+        ahead = (noisy[..., 0] - noisy[..., 1]) / temperature
+        ctx.save_for_backward(torch.sigmoid(ahead))
+        ctx.temperature = temperature
+        return (ahead > 0).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        share, = ctx.saved_tensors
+        of_in = gradients[0] * share * (1 - share) / ctx.temperature
+        return torch.stack([of_in, -of_in], -1), None
 
 
 class PowerSums(nn.Module):
@@ -169,6 +188,8 @@ class PowerSums(nn.Module):
 
     def _spread(self) -> Tensor:
         """w [F, G], zero where no weight counts."""
+        if len(self.cells) == self.n_fields * self.n_groups:
+            return self.weights.view(self.n_fields, self.n_groups)
         flat = self.weights.new_zeros(self.n_fields * self.n_groups)
         return flat.scatter(0, self.cells, self.weights).view(self.n_fields, self.n_groups)
 

@@ -34,7 +34,8 @@ def set_gradients(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: 
         rate: learning rate of W.
     """
     if train is None:
-        with _frozen(_weights(architecture, trainer)):
+        own = {id(p) for p in architecture}
+        with _frozen([p for p in trainer.optimisers.parameters() if id(p) not in own]):
             found = list(torch.autograd.grad(trainer.loss(arch), architecture))
     else:
         found = _second_order(architecture, trainer, arch, train, rate)
@@ -43,13 +44,8 @@ def set_gradients(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: 
     ranks.average_gradients(list(architecture))
 
 
-def _weights(architecture: Sequence[nn.Parameter], trainer: Trainer) -> list[nn.Parameter]:
-    own = {id(p) for p in architecture}
-    return [p for p in trainer.network.parameters() if p.requires_grad and id(p) not in own]
-
-
 @contextmanager
-def _frozen(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def _frozen(weights: Sequence[Tensor]) -> Iterator[None]:
     """No gradient of the ``weights`` is computed inside."""
     for weight in weights:
         weight.requires_grad_(False)
@@ -62,7 +58,8 @@ def _frozen(weights: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def _second_order(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: Batch, train: Batch,
                   rate: float) -> list[Tensor]:
-    weights = _weights(architecture, trainer)
+    own = {id(p) for p in architecture}
+    weights = [p for p in trainer.network.parameters() if p.requires_grad and id(p) not in own]
     n = len(architecture)
     noise = _random(trainer.device)  # all losses share their random draws, or their difference would be noise
     downhill = torch.autograd.grad(trainer.loss(train), weights, allow_unused=True)
