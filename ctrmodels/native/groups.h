@@ -512,13 +512,16 @@ void power_sums(const Tensor& result, int64_t column, const Tensor& vectors, con
   const LookedUp of(vectors, places, inside.size(0));
   of.check_columns(result, column, inside.size(1) * (order == 1 ? of.d : 1));
   const auto write = [&](auto* y) {
-    const int64_t stride = result.size(1);
+    const auto forward = [&](const auto& sums) { sums.forward(y + column, result.size(1)); };
     if (order == 1)
-      GroupSums(of, inside).forward(y + column, stride);
+      forward(GroupSums(of, inside));
     else
-      by_order(of, inside, own.value_or(inside), order, lambda, [&](const auto& powers) { powers.forward(y + column, stride); });
+      by_order(of, inside, own.value_or(inside), order, lambda, forward);
   };
-  result.scalar_type() == at::kBFloat16 ? write(result.mutable_data_ptr<BFloat16>()) : write(result.mutable_data_ptr<float>());
+  if (result.scalar_type() == at::kBFloat16)
+    write(result.mutable_data_ptr<BFloat16>());
+  else
+    write(result.mutable_data_ptr<float>());
 }
 
 // The gradients of power_sums() from that of result: of the vectors [N, D], for which order and begins of group() say where

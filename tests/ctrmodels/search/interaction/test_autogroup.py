@@ -176,6 +176,7 @@ def assert_steps_are_apart(structure: Callable[..., None], monkeypatch: pytest.M
         theirs = [None if p.grad is None else p.grad.to_dense().clone() for p in weights]
         noise = torch.get_rng_state()
         structure(architecture, trainer, batch)
+        assert all(p.requires_grad for p in weights)
         torch.set_rng_state(noise)
         alone = torch.autograd.grad(trainer.loss(batch), architecture)
         assert all(torch.allclose(p.grad, g, rtol=1e-4, atol=1e-5 * float(g.abs().max())) and g.any()
