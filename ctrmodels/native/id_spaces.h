@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -42,6 +43,17 @@ std::vector<Chunk> chunks(const Tensor& cuts) {
   return found;
 }
 
+// Calls work with the width d as a constant if it is a usual one.
+template <typename Work>
+void by_width(int64_t d, const Work& work) {
+  if (d == 8)
+    work(std::integral_constant<int64_t, 8>());
+  else if (d == 16)
+    work(std::integral_constant<int64_t, 16>());
+  else
+    work(d);
+}
+
 // add(chunk, sums [width]) for every chunk -> its sums by space, added to result [S, width].
 template <typename Add>
 void sums_by_space(const std::vector<Chunk>& parts, int64_t width, double* result, const Add& add) {
@@ -71,11 +83,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm(const Tensor& x, const Tenso
   std::vector<double> first(spaces * (d + 1)), second(spaces * d);
   sums_by_space(parts, d + 1, first.data(), [&](const Chunk& part, double* sums) {
     std::vector<float> sum(d);
-    for (int64_t k = part.begin; k < part.end; ++k) {
-      const float c = count(k);
-      for (int64_t j = 0; j < d; ++j) sum[j] += c * from[k * d + j];
-      sums[d] += c;
-    }
+    by_width(d, [&](auto w) {
+      float* __restrict__ to = sum.data();
+      for (int64_t k = part.begin; k < part.end; ++k) {
+        const float c = count(k);
+        for (int64_t j = 0; j < w; ++j) to[j] += c * from[k * w + j];
+        sums[d] += c;
+      }
+    });
     std::copy(sum.begin(), sum.end(), sums);
   });
   for (int64_t s = 0; s < spaces; ++s) {
@@ -85,13 +100,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm(const Tensor& x, const Tenso
   sums_by_space(parts, d, second.data(), [&](const Chunk& part, double* sums) {
     const float* centre = means + part.space * d;
     std::vector<float> sum(d);
-    for (int64_t k = part.begin; k < part.end; ++k) {
-      const float c = count(k);
-      for (int64_t j = 0; j < d; ++j) {
-        const float away = from[k * d + j] - centre[j];
-        sum[j] += c * away * away;
+    by_width(d, [&](auto w) {
+      float* __restrict__ to = sum.data();
+      for (int64_t k = part.begin; k < part.end; ++k) {
+        const float c = count(k);
+        for (int64_t j = 0; j < w; ++j) {
+          const float away = from[k * w + j] - centre[j];
+          to[j] += c * away * away;
+        }
       }
-    }
+    });
     std::copy(sum.begin(), sum.end(), sums);
   });
   std::vector<float> factor(spaces * d);
@@ -102,8 +120,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm(const Tensor& x, const Tenso
   at::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const float *centre = means + parts[p].space * d, *times = factor.data() + parts[p].space * d;
-      for (int64_t k = parts[p].begin; k < parts[p].end; ++k)
-        for (int64_t j = 0; j < d; ++j) to[k * d + j] = (from[k * d + j] - centre[j]) * times[j];
+      by_width(d, [&](auto w) {
+        for (int64_t k = parts[p].begin; k < parts[p].end; ++k) {
+          const float* x = from + k * w;
+          float* __restrict__ out = to + k * w;
+          for (int64_t j = 0; j < w; ++j) out[j] = (x[j] - centre[j]) * times[j];
+        }
+      });
     }
   });
   return {result, mean, variance, looked_up};
@@ -130,12 +153,14 @@ std::tuple<Tensor, Tensor> row_norm_backward(const Tensor& gradient, const Tenso
     std::vector<float> sum(2 * d);
     float* __restrict__ plain = sum.data();
     float* __restrict__ times = plain + d;
-    for (int64_t k = part.begin; k < part.end; ++k)
-      for (int64_t j = 0; j < d; ++j) {
-        const float value = g[k * d + j];
-        plain[j] += value;
-        times[j] += value * (from[k * d + j] - centre[j]) * r[j];
-      }
+    by_width(d, [&](auto w) {
+      for (int64_t k = part.begin; k < part.end; ++k)
+        for (int64_t j = 0; j < w; ++j) {
+          const float value = g[k * w + j];
+          plain[j] += value;
+          times[j] += value * (from[k * w + j] - centre[j]) * r[j];
+        }
+    });
     std::copy(sum.begin(), sum.end(), total);
   });
   Tensor of_x = at::empty({u, d}, x.options()), of_scale = at::empty({spaces, d}, x.options());
@@ -153,11 +178,15 @@ std::tuple<Tensor, Tensor> row_norm_backward(const Tensor& gradient, const Tenso
         pull[j] = factor[j] * static_cast<float>(sums[s * 2 * d + j] / counts[s]);
         turn[j] = factor[j] * r[j] * static_cast<float>(sums[s * 2 * d + d + j] / counts[s]);
       }
-      for (int64_t k = parts[p].begin; k < parts[p].end; ++k) {
-        const float c = count(k);
-        for (int64_t j = 0; j < d; ++j)
-          to[k * d + j] = factor[j] * g[k * d + j] - c * (pull[j] + turn[j] * (from[k * d + j] - centre[j]));
-      }
+      by_width(d, [&](auto w) {
+        for (int64_t k = parts[p].begin; k < parts[p].end; ++k) {
+          const float c = count(k);
+          const float *x = from + k * w, *above = g + k * w;
+          float* __restrict__ out = to + k * w;
+          for (int64_t j = 0; j < w; ++j)
+            out[j] = factor[j] * above[j] - c * (pull[j] + turn[j] * (x[j] - centre[j]));
+        }
+      });
     }
   });
   return {of_x, of_scale};

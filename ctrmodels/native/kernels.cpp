@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "gated.h"
+#include "groups.h"
 #include "id_spaces.h"
 #include "interactions.h"
 #include "layers.h"
@@ -82,6 +83,13 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def(
       "gated_products_backward(Tensor gradient, Tensor fields, Tensor? weights, Tensor slots, Tensor gates, Tensor eps, "
       "Tensor means, Tensor variances) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
+  m.def(
+      "power_sums(Tensor(a!) result, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float "
+      "compensation) -> ()");
+  m.def(
+      "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor? look_ups, Tensor? begins, "
+      "Tensor inside, Tensor? own, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor "
+      "of_inside, Tensor of_own)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
@@ -121,4 +129,6 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("products_backward", products_backward);
   m.impl("gated_products", gated_products);
   m.impl("gated_products_backward", gated_products_backward);
+  m.impl("power_sums", power_sums);
+  m.impl("power_sums_backward", power_sums_backward);
 }

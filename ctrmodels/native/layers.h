@@ -149,6 +149,8 @@ struct FlatGradients {
     const auto add_up = [&]<typename T>(const T* from) {
       if (d == 16)
         rows_of<T, 16>(from, finish);
+      else if (d == 8)
+        rows_of<T, 8>(from, finish);
       else
         rows_of<T, 0>(from, finish);
     };

@@ -34,7 +34,10 @@ void rowwise_adagrad(const Tensor& table, const Tensor& sums, const Tensor& rows
   const float* from = gradient.const_data_ptr<float>();
   at::parallel_for(0, u, grain(width), [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      if (k + kAheadRows < end) __builtin_prefetch(values + row[k + kAheadRows] * width, 1);
+      if (k + kAheadRows < end) {
+        __builtin_prefetch(values + row[k + kAheadRows] * width, 1);
+        __builtin_prefetch(sum + row[k + kAheadRows], 1);
+      }
       const int64_t r = row_at(row, k, height);
       const float* g = from + k * width;
       float* value = values + r * width;

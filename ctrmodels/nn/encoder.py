@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -25,13 +25,14 @@ from ctrmodels.nn.embedding import (
     PerFieldEmbedding,
     UniformEmbedding,
 )
-from ctrmodels.nn.flat import LaidOut, appended, appended_width, flat_width, lay_out
+from ctrmodels.nn.flat import LaidOut, appended, appended_width, flat_width, in_one_pass, lay_out, look_up_rows
 from ctrmodels.nn.group import Groups
 from ctrmodels.nn.interaction import Interacting, Products
 from ctrmodels.nn.interest import BY_MEAN, Attended, Interests, Steps
 from ctrmodels.nn.micronet import MicroNets
 from ctrmodels.nn.norm import BatchNorm
 from ctrmodels.nn.residual import ResidualEmbedding
+from ctrmodels.nn.rows import ByRow, Touched
 from ctrmodels.nn.table import Layout, Lookup, Table
 from ctrmodels.nn.towers import full_precision
 
@@ -117,6 +118,8 @@ class FeatureEncoder(nn.Module):
         n_products: M.
     """
 
+    bounds: Tensor
+
     def __init__(self, schema: Schema, spec: ArchSpec, dropout: float = 0.0, l2: float = 0.0,
                  embedding: FieldEmbedding | None = None, pair_sum: bool = False,
                  attended: Attended = BY_MEAN, fields: bool = True) -> None:
@@ -124,6 +127,8 @@ class FeatureEncoder(nn.Module):
         if spec.interactions is None:
             raise ValueError(f"the spec of {spec.method} does not speak of the interactions")
         self.layout = Layout(schema)
+        ends = torch.tensor([0, *(f.vocab for f in schema.id_spaces)]).cumsum(0)
+        self.register_buffer("bounds", ends, persistent=False)  # of the id spaces, which lie end to end
         self.embedding = embedding if embedding is not None else build_embedding(schema, spec.alloc, spec.out_dim)
         self.tables = nn.ModuleDict({name: build_embedding(schema, alloc, spec.out_dim)
                                      for name, alloc in spec.tables.items()})
@@ -136,8 +141,8 @@ class FeatureEncoder(nn.Module):
         self.interests = Interests(schema, self.embedding.dim, attended.histories, softmax=attended.softmax)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
-        plain = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
-        self.width = appended_width(plain, self.interests.width + self.groups.width + self.micronets.width)
+        self.plain_width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
+        self.width = appended_width(self.plain_width, self.interests.width + self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
         self.embedding.read = bool(fields or l2 or self.n_products or self.groups.width or self.micronets.width
                                    or self.interests.width)
@@ -145,8 +150,11 @@ class FeatureEncoder(nn.Module):
     def forward(self, batch: Batch, lookup: Lookup | None = None) -> Encoded:
         """Encode B rows, whose ``lookup`` may be there already."""
         lookup = self.layout(batch) if lookup is None else lookup
-        laid = self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum)
-        return self._encoded(batch, lookup, laid, self._tables(batch, lookup), self.steps(batch))
+        rows = self._by_row(batch, lookup)
+        room = 0 if self.interests.width or self.micronets.width else self.groups.width
+        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum, others=room) if MAIN in rows else
+                self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum))
+        return self._encoded(batch, lookup, laid, self._tables(batch, lookup, rows), self.steps(batch), rows)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings of every field [B, F, D] by the name of their table, for :meth:`encode` to go on with."""
@@ -170,11 +178,23 @@ class FeatureEncoder(nn.Module):
         laid = lay_out(by_name[MAIN], batch.numeric, self.pair_sum)
         return self._encoded(batch, lookup, laid, {name: by_name[name] for name in self.tables}, steps)
 
-    def _tables(self, batch: Batch, lookup: Lookup) -> dict[str, Tensor]:
-        return {name: table(batch, lookup) for name, table in self.tables.items()}
+    def _tables(self, batch: Batch, lookup: Lookup, besides: Collection[str] = ()) -> dict[str, Tensor]:
+        return {name: table(batch, lookup) for name, table in self.tables.items() if name not in besides}
+
+    def _by_row(self, batch: Batch, lookup: Lookup) -> dict[str, ByRow]:
+        """What groups read of a training batch by row: the network's own embedding, and those of groups alone, where
+        the kernels apply and rows are not transformed."""
+        one_pass = self.training and not self.l2 and in_one_pass(lookup, batch.numeric) is not None
+        if not self.groups.width or not one_pass or ranks.count() > 1:
+            return {}
+        touched, by_name = Touched(lookup.segments, self.bounds, len(lookup.index)), {MAIN: self.embedding}
+        by_name |= {name: cast(FieldEmbedding, table) for name, table in self.tables.items()
+                    if name not in self.products.tables}
+        return {name: ByRow(touched.of(e.table), lookup, touched) for name, e in by_name.items()
+                if name in self.groups.tables and isinstance(e, UniformEmbedding)}
 
     def _encoded(self, batch: Batch, lookup: Lookup, laid: LaidOut, tables: Mapping[str, Tensor],
-                 steps: Mapping[str, Steps]) -> Encoded:
+                 steps: Mapping[str, Steps], rows: Mapping[str, ByRow] | None = None) -> Encoded:
         fields, flat, pair_sum, own = laid
         by_name = {MAIN: fields, **tables}
         penalty = fields.new_zeros(())
@@ -182,7 +202,12 @@ class FeatureEncoder(nn.Module):
             penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
         penalty = penalty if own is None else penalty + own
         interests = self.interests(fields.unbind(1), steps) if steps else ()
-        flat = self.dropout(appended(flat, [*interests, *self.groups(by_name), *self.micronets(fields)]))
+        read: dict[str, Tensor | ByRow] = {**by_name, **(rows or {})}
+        if flat.shape[1] > self.plain_width:  # it has room for them
+            flat = self.groups.written(flat, self.plain_width, read)
+        else:
+            flat = appended(flat, [*interests, *self.groups(read), *self.micronets(fields)])
+        flat = self.dropout(flat)
         return Encoded(fields, flat, interests, [Interacting(self.products, by_name)], pair_sum, penalty, lookup,
                        batch.numeric, batch, partial(self.embedding.steps, batch))
 

@@ -80,15 +80,17 @@ def look_up(table: Table, lookup: Lookup, numeric: Tensor, pairs: bool = False) 
         table.weight, lookup.index, lookup, table.mask, numeric.contiguous(), width, pairs, bf16, False, True))
 
 
-def look_up_rows(rows: Tensor, lookup: Lookup, numeric: Tensor, pairs: bool = False, fields: bool = True) -> LaidOut:
+def look_up_rows(rows: Tensor, lookup: Lookup, numeric: Tensor, pairs: bool = False, fields: bool = True,
+                 others: int = 0) -> LaidOut:
     """:func:`look_up` where ``rows`` [U, D] are those of ``lookup.segments.rows``, computed for this batch.
 
-    Without ``fields`` these may be empty: beside ``flat`` in bfloat16 they are most of what there is to write.
+    Without ``fields`` these may be empty: beside ``flat`` in bfloat16 they are most of what there is to write. With
+    ``others``, only where the kernels apply, ``flat`` has room for as many numbers as :func:`appended` would add.
     """
     bf16 = in_one_pass(lookup, numeric, rows)
     if bf16 is None:
         return lay_out(lookup.means_of(rows), numeric, pairs)
-    width = flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1])
+    width = appended_width(flat_width(lookup.shape[1], rows.shape[1], numeric.shape[1]), others)
     return LaidOut(*_LookUp.apply(
         rows.contiguous(), lookup.places, lookup, None, numeric.contiguous(), width, pairs, bf16, True, fields))
 

@@ -1,21 +1,26 @@
 """Interactions of groups of fields: powers of weighted sums, which hold all interactions of an order at once.
 
-Notation: B rows, F fields, D width of an embedding, G groups of one order p, all on one embedding.
+Notation: B rows, F fields, D width of an embedding, G groups of one order p, all on one embedding; U distinct rows of
+its table among the look-ups of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from ctrmodels.archspec import Group
+from ctrmodels.native import compiled, kernels
 from ctrmodels.nn.norm import BatchNorm
+from ctrmodels.nn.rows import ByRow, normalised
+from ctrmodels.nn.table import Lookup
 from ctrmodels.nn.towers import full_precision
 
 LOGIT_INIT = 1e-3  # published: memberships start undecided
@@ -68,12 +73,32 @@ class GumbelMembers(nn.Module):
         """[F, G] of zeros and ones."""
         if not self.drawn:
             return self.chosen().float()
-        return functional.gumbel_softmax(self.logits, self.temperature, hard=True)[..., 0]
+        return cast(Tensor, _Drawn.apply(self.logits, self.temperature))
 
     @torch.no_grad()
     def chosen(self) -> Tensor:
         """bool [F, G]."""
         return self.logits[..., 0] > self.logits[..., 1]
+
+
+class _Drawn(torch.autograd.Function):
+    """Whether the first of two noisy logits is the larger, with the gradient of a softmax: ``gumbel_softmax`` with
+    ``hard=True``, in the few operations that two logits take."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, temperature: float) -> Tensor:
+        noisy = logits - torch.empty_like(logits).exponential_().log_()
+        ahead = (noisy[..., 0] - noisy[..., 1]) / temperature
+        ctx.save_for_backward(torch.sigmoid(ahead))
+        ctx.temperature = temperature
+        return (ahead > 0).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        share, = ctx.saved_tensors
+        of_in = gradients[0] * share * (1 - share) / ctx.temperature
+        return torch.stack([of_in, -of_in], -1), None
 
 
 class PowerSums(nn.Module):
@@ -124,23 +149,47 @@ class PowerSums(nn.Module):
         """Numbers that the groups give together."""
         return self.n_groups * (self.dim if self.order == 1 else 1)
 
-    def forward(self, fields: Tensor) -> Tensor:
-        """[B, F, D] → float32 [B, G], or [B, D * G] at order 1."""
-        with full_precision(fields):
+    def forward(self, fields: Tensor | ByRow) -> Tensor:
+        """[B, F, D], or the rows of a training batch → float32 [B, G], or [B, G * D] at order 1."""
+        rows = fields.rows if isinstance(fields, ByRow) else fields
+        with full_precision(rows):
+            if isinstance(fields, ByRow) or kernels(rows):
+                part = self.operand(fields)
+                return written(rows.new_empty(part.rows, self.width), 0, [part])
             e = self.norm(fields.flatten(1)).view(fields.shape)
-            members = self.members()
-            weights = self._spread()
-            own = weights if self.everyone else members * weights  # what the compensation takes away
+            inside, own = self._cells()
+            sums = e.transpose(1, 2) @ inside  # [B, D, G]
             if self.order == 1:
-                kept = members * weights - (self.lambda_c * own if self.everyone else 0.0)
-                return (e.transpose(1, 2) @ kept).flatten(1)
-            powers = (e.transpose(1, 2) @ (members * weights)).pow(self.order).sum(1)  # [B, D, G] → [B, G]
+                return sums.transpose(1, 2).flatten(1)
+            powers = sums.pow(self.order).sum(1)
             if not self.lambda_c:
                 return powers
+            own = inside if own is None else own
             return torch.addmm(powers, e.pow(self.order).sum(2), own.pow(self.order), alpha=-self.lambda_c)
+
+    def operand(self, fields: Tensor | ByRow) -> Operand:
+        """What the kernels compute it from."""
+        inside, own = self._cells()
+        if not isinstance(fields, ByRow):
+            e = self.norm(fields.flatten(1)).view(fields.shape)
+            return Operand(e.flatten(0, 1), inside, own, None, len(fields), self)
+        e, centre, variance = normalised(fields.rows, fields.touched, self.norm.eps)
+        rows = fields.lookup.shape[0]
+        self.norm.follow(centre.flatten(), variance.flatten(), rows)
+        return Operand(e, inside, own, fields.lookup, rows, self)
+
+    def _cells(self) -> tuple[Tensor, Tensor | None]:
+        """[F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same."""
+        members, weights = self.members(), self._spread()
+        inside = members * weights
+        if not self.everyone:
+            return inside, None
+        return (inside - self.lambda_c * weights, None) if self.order == 1 else (inside, weights)
 
     def _spread(self) -> Tensor:
         """w [F, G], zero where no weight counts."""
+        if len(self.cells) == self.n_fields * self.n_groups:
+            return self.weights.view(self.n_fields, self.n_groups)
         flat = self.weights.new_zeros(self.n_fields * self.n_groups)
         return flat.scatter(0, self.cells, self.weights).view(self.n_fields, self.n_groups)
 
@@ -153,6 +202,71 @@ class PowerSums(nn.Module):
         if not self.lambda_c:
             return normalised + powers
         return normalised + powers + self.order * self.dim * self.n_fields + 2 * len(self.cells)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What the numbers of one part are computed from by the kernels.
+
+    Attributes:
+        vectors: normalised embeddings: [B * F, D], or [U, D] with ``lookup``.
+        inside, own: [F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same.
+        lookup: where the fields' vectors are.
+        rows: B.
+        part: whose numbers they are.
+    """
+
+    vectors: Tensor
+    inside: Tensor
+    own: Tensor | None
+    lookup: Lookup | None
+    rows: int
+    part: PowerSums
+
+
+def written(flat: Tensor, column: int, operands: Sequence[Operand]) -> Tensor:
+    """``flat`` [B, W] with the numbers of ``operands``, one after the other, in its columns from ``column`` on."""
+    tensors = [t for o in operands for t in (o.vectors.contiguous(), o.inside.contiguous(), o.own)]
+    return cast(Tensor, _PowerSums.apply(flat, column, operands, *tensors))
+
+
+def _threes(values: Sequence[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    return zip(values[::3], values[1::3], values[2::3], strict=True)
+
+
+class _PowerSums(torch.autograd.Function):
+    """:func:`written`, in place.
+
+    Neither sums nor powers are written down, and the gradient of embeddings is computed only if somebody wants it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, column: int, operands: Sequence[Operand], *tensors: Tensor | None) -> Tensor:
+        ctx.kinds = []
+        for operand, (vectors, inside, own) in zip(operands, _threes(tensors), strict=True):
+            part, lookup = operand.part, operand.lookup
+            compiled().power_sums(flat, column, vectors, None if lookup is None else lookup.places, inside, own,
+                                  part.order, part.lambda_c)
+            ctx.kinds.append((column, lookup, part.order, part.lambda_c))
+            column += part.width
+        ctx.save_for_backward(*tensors)
+        ctx.mark_dirty(flat)
+        return flat
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, found = gradients[0].contiguous(), []
+        wanted = _threes(ctx.needs_input_grad[3:])
+        for kind, (vectors, inside, own), wants in zip(ctx.kinds, _threes(ctx.saved_tensors), wanted, strict=True):
+            column, lookup, order, lambda_c = kind
+            look_ups = (None,) * 3
+            if lookup is not None:
+                look_ups = (lookup.places, lookup.segments.order, lookup.segments.begins)
+            of_all = compiled().power_sums_backward(
+                gradient, column, vectors, *look_ups, inside, own, order, lambda_c, wants[0])
+            found += [g if wants_it else None for g, wants_it in zip(of_all, wants, strict=True)]
+        return gradient if ctx.needs_input_grad[0] else None, None, None, *found
 
 
 def _scale(order: int, dim: int) -> float:
@@ -195,8 +309,18 @@ class Groups(nn.Module):
     def __iter__(self) -> Iterator[PowerSums]:
         return iter(cast(list[PowerSums], self.parts))
 
-    def forward(self, fields: Mapping[str, Tensor]) -> list[Tensor]:
-        """[B, F, D] of every embedding by name → [B, width of the part] per part."""
+    @property
+    def tables(self) -> set[str]:
+        """Names of the embeddings that they read."""
+        return {part.table for part in self}
+
+    def written(self, flat: Tensor, column: int, fields: Mapping[str, Tensor | ByRow]) -> Tensor:
+        """``flat`` [B, W] with the numbers of all parts in its columns from ``column`` on, by the compiled kernels."""
+        with full_precision(flat):
+            return written(flat, column, [part.operand(fields[part.table]) for part in self])
+
+    def forward(self, fields: Mapping[str, Tensor | ByRow]) -> list[Tensor]:
+        """[B, F, D] of every embedding by name, or its rows → [B, width of the part] per part."""
         return [part(fields[part.table]) for part in self]
 
     def flops(self) -> int:

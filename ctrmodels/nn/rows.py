@@ -79,6 +79,21 @@ class Touched:
         return cast(Tensor, _SpaceSums.apply(values, self))
 
 
+@dataclass(frozen=True)
+class ByRow:
+    """An embedding of a batch whose bags all hold a single row, which no two fields share.
+
+    Attributes:
+        rows: [U, D] its values, those of ``lookup.segments.rows``.
+        lookup: which of them a field of a row of the batch has.
+        touched: the same rows by id space, which every field has one of.
+    """
+
+    rows: Tensor
+    lookup: Lookup
+    touched: Touched
+
+
 class RowEmbedding(FieldEmbedding):
     """Base of embeddings that are a function of the rows of tables over all id spaces.
 
@@ -166,12 +181,22 @@ class RowNorm(nn.Module):
         return x if ranks.count() == 1 else ranks.mean(x) * ranks.count()
 
 
+def normalised(rows: Tensor, touched: Touched, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """:class:`RowNorm` without scale, by the kernels, in training: [U, D], and the statistics [S, D]."""
+    scale = rows.new_ones(len(touched.bounds) - 1, rows.shape[1])
+    out, centre, variance, _ = _RowNorm.apply(rows, scale, touched, eps)
+    return out, centre, variance
+
+
 class _Rows(torch.autograd.Function):
     """Rows of a table; the gradient is sparse and holds those rows."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, segments: Segments, mask: Tensor | None) -> Tensor:
         ctx.segments, ctx.mask, ctx.size = segments, mask, table.shape
+        compiled_ = kernels(table)
+        if compiled_:
+            return cast(Tensor, compiled_.gather(table, segments.rows.int()))
         return table.index_select(0, segments.rows)
 
     @staticmethod

@@ -25,8 +25,8 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
 class _Layers(torch.autograd.Function):
     """``relu(x W^T + b)``, layer after layer, then perhaps ``x w + b`` for one output, as a single node of the graph.
 
-    Neither a bias nor an activation takes a pass over memory of its own, and gradients that nobody else sees are
-    overwritten.
+    Neither a bias nor an activation takes a pass over memory of its own, gradients that nobody else sees are
+    overwritten, and those of layers that are not trained now are not computed.
     """
 
     @staticmethod

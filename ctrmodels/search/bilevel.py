@@ -34,12 +34,26 @@ def set_gradients(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: 
         rate: learning rate of W.
     """
     if train is None:
-        found = list(torch.autograd.grad(trainer.loss(arch), architecture))
+        own = {id(p) for p in architecture}
+        with _frozen([p for p in trainer.optimisers.parameters() if id(p) not in own]):
+            found = list(torch.autograd.grad(trainer.loss(arch), architecture))
     else:
         found = _second_order(architecture, trainer, arch, train, rate)
     for parameter, gradient in zip(architecture, found, strict=True):
         parameter.grad = gradient
     ranks.average_gradients(list(architecture))
+
+
+@contextmanager
+def _frozen(weights: Sequence[Tensor]) -> Iterator[None]:
+    """No gradient of the ``weights`` is computed inside."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def _second_order(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: Batch, train: Batch,

@@ -80,12 +80,13 @@ class AutoGroup:
         config = host.train
         network = self.build(rows, host)
         groups = network.encoder.groups
+        network.encoder.layout.keeps = True
         memberships = groups.relax(self.temperature)
         logits = [m.logits for m in memberships]
         trainer = Trainer(network, config, Optimisers.of(
             network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
             exclude=logits))
-        architecture = torch.optim.Adam(logits, lr=self.learning_rate)
+        architecture = torch.optim.Adam(logits, lr=self.learning_rate, fused=True)
         train = trainer.loader(rows.both(), seed)
         trainer.planned = self.epochs * train.steps(0)
         progress = Progress(self, seed, trainer, checkpoint, {"architecture": Optimisers([architecture])})

@@ -50,7 +50,7 @@ def naive(part: PowerSums, e: Tensor) -> Tensor:
                     own = 0.0
                 by_dim.append(total ** part.order - lambda_c * own)
             numbers.append(by_dim if part.order == 1 else [math.fsum(by_dim)])
-        rows.append([x for d in range(len(numbers[0])) for x in (n[d] for n in numbers)])
+        rows.append([x for of_group in numbers for x in of_group])
     return torch.tensor(rows)
 
 
