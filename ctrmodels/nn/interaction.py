@@ -246,6 +246,21 @@ class _WeightedProducts(torch.autograd.Function):
         return of_fields, of_weights, None
 
 
+class _Projection(torch.autograd.Function):
+    """Inner products of every vector with a few others; a matrix product of this shape is mostly waiting."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, onto: Tensor) -> Tensor:
+        """[N, D] and [p, D] → [N, p]."""
+        x, onto = x.contiguous(), onto.contiguous()
+        ctx.save_for_backward(x, onto)
+        return cast(Tensor, compiled().project(x, onto))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], compiled().project_backward(gradients[0].contiguous(), *ctx.saved_tensors))
+
+
 class OuterProducts(nn.Module):
     """``prod_s <e_s, u_s>`` of chosen combinations of fields: the outer product under a kernel of rank one.
 
@@ -269,8 +284,8 @@ class OuterProducts(nn.Module):
 
     def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """See :class:`InnerProducts`; here of numbers, those of a field for all places side by side."""
-        with full_precision(fields):
-            projected = (fields @ self.vectors).flatten(1).unsqueeze(2)  # [B, F * p, 1]
+        projected = cast(Tensor, _Projection.apply(fields.flatten(0, 1), self.vectors.T))
+        projected = projected.view(len(fields), -1, 1)  # [B, F * p, 1]
         places = torch.arange(len(self.slots), device=self.slots.device).unsqueeze(1)
         return projected, None, self.slots * len(self.slots) + places
 
