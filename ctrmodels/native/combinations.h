@@ -49,9 +49,7 @@ struct Combinations {
       weights = weights_->const_data_ptr<float>();
     }
     for (int64_t k = 0; k < m; ++k) {
-      bool same = k > 0;
-      for (int64_t s = 0; same && s + 1 < p; ++s) same = field(s, k) == field(s, k - 1);
-      if (same)
+      if (k > 0 && same(p - 1, k - 1, k))
         runs.back().end = k + 1;
       else
         runs.push_back({k, k + 1});
@@ -66,6 +64,13 @@ struct Combinations {
 
   // The field in place s of combination k.
   int64_t field(int64_t s, int64_t k) const { return slots[s * m + k]; }
+
+  // Whether the first n fields of two combinations are the same.
+  bool same(int64_t n, int64_t a, int64_t b) const {
+    for (int64_t s = 0; s < n; ++s)
+      if (field(s, a) != field(s, b)) return false;
+    return true;
+  }
 
   // What the first n fields of combination k make together, of a tile x.
   const Lanes* shared(const Lanes* x, int64_t k, int64_t n, Lanes* room) const {

@@ -16,15 +16,16 @@ namespace {
 // What fields get. Neighbours of which all fields but the last two are the same have a stem, these fields, of which pairs have
 // none. To a field that meets others under a stem, every one of these gives its own vector by the gradient of the two; what
 // comes together so, q, times the stem is the field's, and half the sum of q times the field, over the fields, the stem's.
-// Two fields at a time read the others, and what they get stays in registers until it is whole.
+// Two fields at a time read the others, and what they get stays in registers until it is whole. Where fields meet few others,
+// that is more work than run by run: the last field gets what the others make together, and they the sum of last fields.
 class FieldPull {
  public:
   explicit FieldPull(const Combinations& of_) : of(of_), weights(of.weighted > 1 ? (of.m + 1) * of.d : 0) {
     if (of.weighted > 1) std::copy_n(of.weights, of.m * of.d, weights.begin());
     for (int64_t begin = 0; begin < of.m;) {
       int64_t end = begin + 1;
-      while (end < of.m && same_stem(begin, end)) ++end;
-      stems.push_back({begin, pairs_of(begin, end)});
+      while (end < of.m && of.same(of.p - 2, begin, end)) ++end;
+      stems.push_back({begin, end, pairs_of(begin, end)});
       begin = end;
     }
   }
@@ -46,15 +47,11 @@ class FieldPull {
     std::vector<Meeting> meetings;
   };
   struct Stem {
-    int64_t of;  // a combination
+    int64_t begin, end;  // its combinations
     std::vector<Two> twos;
-  };
 
-  bool same_stem(int64_t a, int64_t b) const {
-    for (int64_t s = 0; s + 2 < of.p; ++s)
-      if (of.field(s, a) != of.field(s, b)) return false;
-    return true;
-  }
+    bool dense() const { return end - begin >= 4 * static_cast<int64_t>(twos.size()); }  // two others for every field
+  };
 
   // The fields of combinations, but for their stem, two by two; those that stand in one place, and so meet the same
   // others, first.
@@ -87,22 +84,62 @@ class FieldPull {
 
   template <bool kWeighted>
   void pull(const Stem& stem, const Lanes* x, const Lanes* g, Lanes* room, Lanes* y) const {
+    if (stem.dense()) {
+      const Lanes* shared = of.p > 2 ? of.shared(x, stem.begin, of.p - 2, room) : nullptr;
+      Lanes* pulled = room + of.d;
+      std::fill(pulled, pulled + of.d, Lanes{});
+      in_blocks([&]<int64_t kBlock>(int64_t j) {
+        for (const Two& two : stem.twos) meet<kBlock, kWeighted>(two, j, x, g, shared, y, pulled);
+      });
+      hand_out(stem.begin, of.p - 2, pulled, x, y);
+      return;
+    }
+    for (int64_t begin = stem.begin, end; begin < stem.end; begin = end) {
+      for (end = begin + 1; end < stem.end && of.same(of.p - 1, begin, end);) ++end;
+      const Lanes* shared = of.shared(x, begin, of.p - 1, room);
+      in_blocks([&]<int64_t kBlock>(int64_t j) {
+        run<kBlock, kWeighted>(begin, end, j, x, g, shared, y, room + of.d);
+      });
+      hand_out(begin, of.p - 1, room + of.d, x, y);
+    }
+  }
+
+  // work<n>(j) of all D values, n from j on.
+  template <typename Work>
+  void in_blocks(const Work& work) const {
     constexpr int64_t kBlock = 8;
-    const Lanes* shared = of.p > 2 ? of.shared(x, stem.of, of.p - 2, room) : nullptr;
-    Lanes* pulled = room + of.d;
-    std::fill(pulled, pulled + of.d, Lanes{});
     int64_t j = 0;
-    for (; j + kBlock <= of.d; j += kBlock)
-      for (const Two& two : stem.twos) meet<kBlock, kWeighted>(two, j, x, g, shared, y, pulled);
-    for (; j < of.d; ++j)
-      for (const Two& two : stem.twos) meet<1, kWeighted>(two, j, x, g, shared, y, pulled);
-    for (int64_t s = 0; s + 2 < of.p; ++s)
+    for (; j + kBlock <= of.d; j += kBlock) work.template operator()<kBlock>(j);
+    for (; j < of.d; ++j) work.template operator()<1>(j);
+  }
+
+  // To each of the first n fields of combination k what they get together, times the others.
+  void hand_out(int64_t k, int64_t n, const Lanes* pulled, const Lanes* x, Lanes* y) const {
+    for (int64_t s = 0; s < n; ++s)
       for (int64_t i = 0; i < of.d; ++i) {
-        Lanes others = 0.5f * pulled[i];
-        for (int64_t o = 0; o + 2 < of.p; ++o)
-          if (o != s) others *= x[of.field(o, stem.of) * of.d + i];
-        y[of.field(s, stem.of) * of.d + i] += others;
+        Lanes others = pulled[i];
+        for (int64_t o = 0; o < n; ++o)
+          if (o != s) others *= x[of.field(o, k) * of.d + i];
+        y[of.field(s, k) * of.d + i] += others;
       }
+  }
+
+  // kBlock values, from j on, of what the last fields of a run get, and of what that gives to the others.
+  template <int64_t kBlock, bool kWeighted>
+  void run(int64_t begin, int64_t end, int64_t j, const Lanes* x, const Lanes* g, const Lanes* shared, Lanes* y,
+           Lanes* pulled) const {
+    std::array<Lanes, kBlock> sums{};
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t last = of.field(of.p - 1, k) * of.d + j;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kBlock; ++i) {
+        const Lanes scale = kWeighted ? g[k] * weights[k * of.d + j + i] : g[k];
+        sums[i] += scale * x[last + i];
+        y[last + i] += scale * shared[j + i];
+      }
+    }
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kBlock; ++i) pulled[j + i] = sums[i];
   }
 
   // kBlock values, from j on, of what two fields get, and, if they share something, of half of what that gets.
@@ -132,7 +169,7 @@ class FieldPull {
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kBlock; ++i) {
       if (shared) {
-        pulled[j + i] += x[a + i] * first[i] + x[b + i] * second[i];
+        pulled[j + i] += 0.5f * (x[a + i] * first[i] + x[b + i] * second[i]);
         first[i] *= shared[j + i];
         second[i] *= shared[j + i];
       }
