@@ -14,10 +14,10 @@
 
 namespace {
 
-// M combinations of p fields each, and weights [M, D] or [M, 1] of their products, if there are any. What a tile gives here
-// is weighted by vectors, not by single numbers, which cost less elsewhere. Neighbours of which all fields but the last are
-// the same are a run: what the other fields make together is computed once for it. Where the last fields of the next run
-// are the last ones of this one, as of all pairs in order, the two share what they read.
+// M combinations of p fields each, and weights [M, D] or [M, 1] of their products, if there are any. What a tile gives
+// here is weighted by vectors, not by single numbers, which cost less elsewhere. Neighbours of which all fields but the
+// last are the same are a run: what the other fields make together is computed once for it. Where the last fields of
+// the next run are the last ones of this one, as of all pairs in order, the two share what they read.
 struct Combinations {
   struct Run {
     int64_t begin, end;
@@ -101,8 +101,8 @@ struct Ahead {
   }
 };
 
-// Of a tile x: take(k, sum) of n combinations from each of begins on, whose other fields make heads and whose last fields
-// are the same ones; kTails at a time, and of what is left over half as many. kWidth is D, or 0 for any.
+// Of a tile x: take(k, sum) of n combinations from each of begins on, whose other fields make heads and whose last
+// fields are the same ones; kTails at a time, and of what is left over half as many. kWidth is D, or 0 for any.
 template <int64_t kWidth, int64_t kTails, size_t kHeads, typename Take>
 void sum_runs(const Combinations& of, const Lanes* x, const Ahead& ahead, const std::array<const Lanes*, kHeads>& heads,
               std::array<int64_t, kHeads> begins, int64_t n, const Take& take) {

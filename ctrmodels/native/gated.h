@@ -63,14 +63,14 @@ void check_columns(const Combinations& of, std::initializer_list<Tensor> vectors
   }
 }
 
-// Combinations, of which numbers as weights are left out: what the gates see of them is the same but for eps, so that they
-// belong to the gates.
+// Combinations, of which numbers as weights are left out: what the gates see of them is the same but for eps, so that
+// they belong to the gates.
 struct Gated {
   const Combinations of;
   const float* numbers = nullptr;
 
   Gated(const Tensor& fields, const std::optional<Tensor>& weights, const Tensor& slots)
-      : of(fields, weights && weights->size(1) == fields.size(2) && fields.size(2) > 1 ? weights : std::nullopt, slots) {
+      : of(fields, weights && weights->size(1) > 1 ? weights : std::nullopt, slots) {
     if (!weights || of.weighted) return;
     check(*weights, at::kFloat, 2, "weights");
     TORCH_CHECK(weights->size(0) == of.m && weights->size(1) == 1, "shapes do not fit");
@@ -104,15 +104,17 @@ std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const st
     for (int64_t part = begin; part < end; ++part)
       rows.of_part(part, [&](int64_t first, const auto& take, const Lanes*) {
         Lanes sum{};
-        take([&sum, scale = scale.data(), centre = centre.data()](int64_t k, Lanes x) { sum += scale[k] * (x - centre[k]); });
+        take([&sum, scale = scale.data(), centre = centre.data()](int64_t k, Lanes x) {
+          sum += scale[k] * (x - centre[k]);
+        });
         std::copy_n(reinterpret_cast<const float*>(&sum), std::min(kLanes, rows.b - first), out + first);
       });
   });
   return {result, means, variances};
 }
 
-// gradient g [B] of y, its arguments, means and variances -> the gradients of fields, of weights or nothing, and of gates.
-// With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k): that of gate_k is r_k sum_b c_b x_bk, and of x_bk
+// gradient g [B] of y, its arguments, means and variances -> the gradients of fields, of weights or nothing, and of
+// gates. With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k): that of gate_k is r_k sum_b c_b x_bk, that of x_bk
 //   gate_k r_k (c_b - r_k (x_bk - mean_k) mean(c n_k)).
 // A number among the weights gets gate_k eps_k r_k^3 sum_b c_b x_bk / number: normalisation leaves it no more.
 std::tuple<Tensor, Tensor, Tensor> gated_products_backward(const Tensor& gradient, const Tensor& fields,
@@ -142,7 +144,8 @@ std::tuple<Tensor, Tensor, Tensor> gated_products_backward(const Tensor& gradien
     const double root = 1.0 / std::sqrt(variances.const_data_ptr<float>()[k] + eps_);
     const double of_gate = root * number * pulled, slope_ = gate * root * root * of_gate / rows.b;
     of_gates.mutable_data_ptr<float>()[k] = static_cast<float>(of_gate);
-    if (gated.numbers) of_numbers.mutable_data_ptr<float>()[k] = static_cast<float>(gate * eps_ * root * root * root * pulled);
+    const double of_number = gate * eps_ * root * root * root * pulled;
+    if (gated.numbers) of_numbers.mutable_data_ptr<float>()[k] = static_cast<float>(of_number);
     scale[k] = static_cast<float>(gate * root * number);
     slope[k] = static_cast<float>(slope_ * number * number);
     level[k] = static_cast<float>(slope_ * number * means.const_data_ptr<float>()[k]);
@@ -152,8 +155,8 @@ std::tuple<Tensor, Tensor, Tensor> gated_products_backward(const Tensor& gradien
     std::vector<Lanes> of_x(of.m + 1);
     rows.of_part(part, [&](int64_t first, const auto& take, const Lanes* x) {
       const Lanes own = rows.at(centred.data(), first), there = rows.there(first);
-      take([=, to = of_x.data(), scale = scale.data(), slope = slope.data(), level = level.data()](int64_t k, Lanes sum) {
-        to[k] = scale[k] * own + (level[k] * there - slope[k] * sum);
+      take([=, to = of_x.data(), a = scale.data(), b = level.data(), c = slope.data()](int64_t k, Lanes sum) {
+        to[k] = a[k] * own + (b[k] * there - c[k] * sum);
       });
       pull(first, x, of_x.data());
     });

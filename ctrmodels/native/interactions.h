@@ -16,9 +16,9 @@
 
 namespace {
 
-// fields [B, F, D], perhaps weights [M, D] or [M, 1], and slots int64 [p, M], the p different fields of every combination:
-// the sum over d of weights[m, d] times the product over s of fields[b, slots[s, m], d], into M columns of result [B, N]
-// from `column` on. kLanes rows at a time, side by side.
+// fields [B, F, D], perhaps weights [M, D] or [M, 1], and slots int64 [p, M], the p different fields of every
+// combination: the sum over d of weights[m, d] times the product over s of fields[b, slots[s, m], d], into M columns of
+// result [B, N] from `column` on. kLanes rows at a time, side by side.
 void products(const Tensor& fields, const std::optional<Tensor>& weights, const Tensor& slots, const Tensor& result,
               int64_t column) {
   const Combinations of(fields, weights, slots);

@@ -13,11 +13,12 @@
 
 namespace {
 
-// What fields get. Neighbours of which all fields but the last two are the same have a stem, these fields, of which pairs have
-// none. To a field that meets others under a stem, every one of these gives its own vector by the gradient of the two; what
-// comes together so, q, times the stem is the field's, and half the sum of q times the field, over the fields, the stem's.
-// Two fields at a time read the others, and what they get stays in registers until it is whole. Where fields meet few others,
-// that is more work than run by run: the last field gets what the others make together, and they the sum of last fields.
+// What fields get. Neighbours of which all fields but the last two are the same have a stem, these fields, of which
+// pairs have none. To a field that meets others under a stem, every one of these gives its own vector by the gradient
+// of the two; what comes together so, q, times the stem is the field's, and half the sum of q times the field, over the
+// fields, the stem's. Two fields at a time read the others, and what they get stays in registers until it is whole.
+// Where fields meet few others, that is more work than run by run: the last field gets what the others make together,
+// and they the sum of last fields.
 class FieldPull {
  public:
   explicit FieldPull(const Combinations& of_) : of(of_), weights(of.weighted > 1 ? (of.m + 1) * of.d : 0) {
@@ -151,7 +152,8 @@ class FieldPull {
       const Lanes of_first = g[met.first], of_second = g[met.second];
       const Lanes* other = x + met.other + j;
       if constexpr (kWeighted) {
-        const float *by_first = weights.data() + met.first * of.d + j, *by_second = weights.data() + met.second * of.d + j;
+        const float *by_first = weights.data() + met.first * of.d + j;
+        const float *by_second = weights.data() + met.second * of.d + j;
 #pragma GCC unroll 8
         for (int64_t i = 0; i < kBlock; ++i) {
           first[i] += of_first * by_first[i] * other[i];
@@ -190,7 +192,8 @@ class WeightPull {
   explicit WeightPull(const Combinations& of_)
       : of(of_), blocks(whole(of.d, kLanes) / kLanes), sums(of.weighted > 1 ? of.m * blocks : 0) {}
 
-  // Adds the rows of a tile, of which the first of `count` is given, by gradients g [M], zero for rows that are not there.
+  // Adds the rows of a tile, of which the first of `count` is given, by gradients g [M], zero for rows that are not
+  // there.
   void add(const float* rows, int64_t count, const Lanes* g) {
     int64_t width = of.d, stride = of.stride;
     if (count < kLanes || width % kLanes) {
@@ -235,9 +238,9 @@ class WeightPull {
   std::vector<float> padded;
 };
 
-// From the gradients of combinations to those of fields, result [B, F, D], and of weights that are vectors, if there are
-// any, [M, D]. work(part, pull) of every part of the rows gives pull(first, x, g) of its tiles: the tile x at row `first`,
-// and gradients g [M + 1], the last one zero, as those of rows that are not there.
+// From the gradients of combinations to those of fields, result [B, F, D], and of weights that are vectors, if there
+// are any, [M, D]. work(part, pull) of every part of the rows gives pull(first, x, g) of its tiles: the tile x at row
+// `first`, and gradients g [M + 1], the last one zero, as those of rows that are not there.
 template <typename Work>
 Tensor pull_parts(const Tiles& rows, float* result, const at::TensorOptions& options, const Work& work) {
   const Combinations& of = rows.of;
