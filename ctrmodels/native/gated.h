@@ -10,13 +10,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "combinations.h"
 #include "common.h"
-#include "interactions.h"
+#include "pulls.h"
+#include "tiles.h"
 
 namespace {
 
@@ -30,63 +33,6 @@ Lanes folded(Lanes a, Lanes b) {
   return halves(std::make_index_sequence<kLanes>());
 }
 
-// The rows of a batch, in tiles, and these in parts, which are as many on any machine.
-struct Tiles {
-  const Combinations& of;
-  int64_t b, tiles, parts;
-
-  Tiles(const Combinations& of_, int64_t b_)
-      : of(of_), b(b_), tiles((b + kLanes - 1) / kLanes),
-        parts(std::clamp<int64_t>(b * of.m * of.d / (64 * kGrain), 1, std::clamp<int64_t>(tiles, 1, 16))) {}
-
-  // The values of a vector [B] that belong to the tile at row `first`, zero behind the last.
-  Lanes at(const float* vector, int64_t first) const {
-    Lanes values{};
-    std::copy_n(vector + first, std::min(kLanes, b - first), reinterpret_cast<float*>(&values));
-    return values;
-  }
-
-  // work(first, take, fields) of every tile of a part, from row `first` on: take(f) calls f(k, x) for all combinations.
-  template <typename Work>
-  void of_part(int64_t part, const Work& work) const {
-    Tile x(of.f * of.d);
-    std::vector<Lanes> room(2 * of.d);
-    for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
-      const int64_t first = t * kLanes, next = std::min(first + kLanes, b), last = std::min(next + kLanes, b);
-      x.load(of.fields + first * of.stride, of.stride, next - first);
-      const float *ahead = of.fields + next * of.stride, *stop = of.fields + last * of.stride;
-      const auto take = [&](const auto& f) {
-        each_sum(of, x.values.data(), room.data(), [&](int64_t k, Lanes sum) {
-          if (ahead + k * kLanes < stop) __builtin_prefetch(ahead + k * kLanes, 0, 2);  // a line of the next tile
-          f(k, sum);
-        });
-      };
-      work(first, take, x.values.data());
-    }
-  }
-
-  // add(first, take, sums) of every tile, to sums [M] of its part -> those of all parts, one after the other.
-  template <typename Add>
-  std::vector<Lanes> sums(const Add& add) const {
-    std::vector<Lanes> found(parts * of.m);
-    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part)
-        of_part(part, [&](int64_t first, const auto& take, const Lanes*) {
-          add(first, take, found.data() + part * of.m);
-        });
-    });
-    return found;
-  }
-
-  // Of what sums() gave, for combination k: the sum over the parts and the lanes from `begin` to `end`.
-  double total(const std::vector<Lanes>& sums, int64_t k, int64_t begin, int64_t end) const {
-    double found = 0.0;
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t l = begin; l < end; ++l) found += sums[part * of.m + k][l];
-    return found;
-  }
-};
-
 // Means and variances over the rows, [M]. In one pass, by sums of what exceeds the first tile's mean and of its square:
 // "Algorithms for Computing the Sample Variance", The American Statistician 1983, on shifted data.
 void moments(const Tiles& rows, float* means, float* variances) {
@@ -96,18 +42,17 @@ void moments(const Tiles& rows, float* means, float* variances) {
     for (int64_t l = 0; l < count; ++l) shift[k] += x[l] / count;
   };
   Tiles(rows.of, count).of_part(0, [&](int64_t, const auto& take, const Lanes*) { take(first_mean); });
-  const std::vector<float> ones(rows.b, 1.0f);
   const std::vector<Lanes> sums = rows.sums([&](int64_t first, const auto& take, Lanes* sum) {
-    const Lanes there = rows.at(ones.data(), first);
-    take([&](int64_t k, Lanes x) {
+    const Lanes there = rows.there(first);
+    take([=, shift = shift.data()](int64_t k, Lanes x) {
       const Lanes above = x - shift[k] * there;
       sum[k] += folded(above, above * above);
     });
   });
   for (int64_t k = 0; k < m; ++k) {
-    const double mean = rows.total(sums, k, 0, kLanes / 2) / rows.b;
+    const double mean = sum_of(sums[k], 0, kLanes / 2) / rows.b;
     means[k] = static_cast<float>(shift[k] + mean);
-    variances[k] = static_cast<float>(std::max(0.0, rows.total(sums, k, kLanes / 2, kLanes) / rows.b - mean * mean));
+    variances[k] = static_cast<float>(std::max(0.0, sum_of(sums[k], kLanes / 2) / rows.b - mean * mean));
   }
 }
 
@@ -118,10 +63,28 @@ void check_columns(const Combinations& of, std::initializer_list<Tensor> vectors
   }
 }
 
+// Combinations, of which numbers as weights are left out: what the gates see of them is the same but for eps, so that
+// they belong to the gates.
+struct Gated {
+  const Combinations of;
+  const float* numbers = nullptr;
+
+  Gated(const Tensor& fields, const std::optional<Tensor>& weights, const Tensor& slots)
+      : of(fields, weights && weights->size(1) > 1 ? weights : std::nullopt, slots) {
+    if (!weights || of.weighted) return;
+    check(*weights, at::kFloat, 2, "weights");
+    TORCH_CHECK(weights->size(0) == of.m && weights->size(1) == 1, "shapes do not fit");
+    numbers = weights->const_data_ptr<float>();
+  }
+
+  float number(int64_t k) const { return numbers ? numbers[k] : 1.0f; }
+};
+
 // fields, weights and slots of products(), gates [M] and eps [M] -> y [B], means [M], variances [M].
 std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const std::optional<Tensor>& weights,
                                                   const Tensor& slots, const Tensor& gates, const Tensor& eps) {
-  const Combinations of(fields, weights, slots);
+  const Gated gated(fields, weights, slots);
+  const Combinations& of = gated.of;
   check_columns(of, {gates, eps});
   const Tiles rows(of, fields.size(0));
   Tensor result = at::empty({rows.b}, gates.options());
@@ -129,14 +92,21 @@ std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const st
   float *out = result.mutable_data_ptr<float>(), *mean = means.mutable_data_ptr<float>();
   float* variance = variances.mutable_data_ptr<float>();
   moments(rows, mean, variance);
+  const std::vector<float> centre(mean, mean + of.m);
   std::vector<float> scale(of.m);
-  for (int64_t k = 0; k < of.m; ++k)
-    scale[k] = gates.const_data_ptr<float>()[k] / std::sqrt(variance[k] + eps.const_data_ptr<float>()[k]);
+  for (int64_t k = 0; k < of.m; ++k) {
+    const float number = gated.number(k);
+    mean[k] *= number;
+    variance[k] *= number * number;
+    scale[k] = gates.const_data_ptr<float>()[k] * number / std::sqrt(variance[k] + eps.const_data_ptr<float>()[k]);
+  }
   at::parallel_for(0, rows.parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)
       rows.of_part(part, [&](int64_t first, const auto& take, const Lanes*) {
         Lanes sum{};
-        take([&](int64_t k, Lanes x) { sum += scale[k] * (x - mean[k]); });
+        take([&sum, scale = scale.data(), centre = centre.data()](int64_t k, Lanes x) {
+          sum += scale[k] * (x - centre[k]);
+        });
         std::copy_n(reinterpret_cast<const float*>(&sum), std::min(kLanes, rows.b - first), out + first);
       });
   });
@@ -144,62 +114,55 @@ std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const st
 }
 
 // gradient g [B] of y, its arguments, means and variances -> the gradients of fields, of weights or nothing, and of
-// gates: sum_b g_b n_bk, and from what x_bk gets, gate_k (g_b - mean g - n_bk mean(g n_k)) / sqrt(variance_k + eps_k).
+// gates. With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k): that of gate_k is r_k sum_b c_b x_bk, that of
+// x_bk
+//   gate_k r_k (c_b - r_k (x_bk - mean_k) mean(c n_k)).
+// A number among the weights gets gate_k eps_k r_k^3 sum_b c_b x_bk / number: normalisation leaves it no more.
 std::tuple<Tensor, Tensor, Tensor> gated_products_backward(const Tensor& gradient, const Tensor& fields,
                                                            const std::optional<Tensor>& weights, const Tensor& slots,
                                                            const Tensor& gates, const Tensor& eps, const Tensor& means,
                                                            const Tensor& variances) {
-  const Combinations of(fields, weights, slots);
+  const Gated gated(fields, weights, slots);
+  const Combinations& of = gated.of;
   check_columns(of, {gates, eps, means, variances});
   check(gradient, at::kFloat, 1, "gradient");
   const Tiles rows(of, fields.size(0));
   TORCH_CHECK(gradient.numel() == rows.b, "shapes do not fit");
-  const float *g = gradient.const_data_ptr<float>(), *mean = means.const_data_ptr<float>();
+  const float* g = gradient.const_data_ptr<float>();
+  const float average = static_cast<float>(std::accumulate(g, g + rows.b, 0.0) / rows.b);
+  std::vector<float> centred(g, g + rows.b);
+  for (float& c : centred) c -= average;
   const std::vector<Lanes> pulls = rows.sums([&](int64_t first, const auto& take, Lanes* sum) {
-    const Lanes own = rows.at(g, first);
-    take([&](int64_t k, Lanes x) { sum[k] += own * (x - mean[k]); });
+    const Lanes own = rows.at(centred.data(), first);
+    take([=](int64_t k, Lanes x) { sum[k] += own * x; });
   });
-  double average = 0.0;
-  for (int64_t i = 0; i < rows.b; ++i) average += g[i] / rows.b;
   Tensor of_gates = at::empty({of.m}, gates.options()), of_fields = at::empty(fields.sizes(), fields.options());
-  std::vector<float> scale(of.m), slope(of.m);
+  Tensor of_numbers = at::empty({gated.numbers ? of.m : 0, 1}, gates.options());
+  std::vector<float> scale(of.m), slope(of.m), level(of.m);  // what x gets is scale * c - slope * x + level
   for (int64_t k = 0; k < of.m; ++k) {
-    const double inverse = 1.0 / std::sqrt(static_cast<double>(variances.const_data_ptr<float>()[k]) +
-                                           eps.const_data_ptr<float>()[k]);
-    const double of_gate = rows.total(pulls, k, 0, kLanes) * inverse;
+    const double gate = gates.const_data_ptr<float>()[k], eps_ = eps.const_data_ptr<float>()[k];
+    const double pulled = sum_of(pulls[k]), number = gated.number(k);
+    const double root = 1.0 / std::sqrt(variances.const_data_ptr<float>()[k] + eps_);
+    const double of_gate = root * number * pulled, slope_ = gate * root * root * of_gate / rows.b;
     of_gates.mutable_data_ptr<float>()[k] = static_cast<float>(of_gate);
-    scale[k] = static_cast<float>(gates.const_data_ptr<float>()[k] * inverse);
-    slope[k] = static_cast<float>(scale[k] * inverse * of_gate / rows.b);
+    const double of_number = gate * eps_ * root * root * root * pulled;
+    if (gated.numbers) of_numbers.mutable_data_ptr<float>()[k] = static_cast<float>(of_number);
+    scale[k] = static_cast<float>(gate * root * number);
+    slope[k] = static_cast<float>(slope_ * number * number);
+    level[k] = static_cast<float>(slope_ * number * means.const_data_ptr<float>()[k]);
   }
-  float* to = of_fields.mutable_data_ptr<float>();
-  // work(first, gradients of all x, fields) of every tile of a part.
-  const auto each_tile = [&](int64_t part, const auto& work) {
-    std::vector<Lanes> of_x(of.m);
-    rows.of_part(part, [&](int64_t first, const auto& take, const Lanes* fields_) {
-      const Lanes own = rows.at(g, first) - static_cast<float>(average);
-      take([&](int64_t k, Lanes x) { of_x[k] = scale[k] * own - slope[k] * (x - mean[k]); });
-      work(first, of_x.data(), fields_);
-    });
-  };
-  if (of.weighted)
-    return {of_fields, pull_parts(of, rows.parts, fields.options(), [&](auto& pull, int64_t part) {
-              each_tile(part, [&](int64_t first, const Lanes* of_x, const Lanes*) {
-                for (int64_t i = first; i < std::min(first + kLanes, rows.b); ++i)
-                  pull(i, to, [row = reinterpret_cast<const float*>(of_x) + (i - first)](int64_t k) {
-                    return all(row[k * kLanes]);
-                  });
-              });
-            }), of_gates};
-  at::parallel_for(0, rows.parts, 1, [&](int64_t begin, int64_t end) {
-    Tile y(of.f * of.d);
-    std::vector<Lanes> room(2 * of.d);
-    for (int64_t part = begin; part < end; ++part)
-      each_tile(part, [&](int64_t first, const Lanes* of_x, const Lanes* x) {
-        pull<0, false>(of, of.d, x, nullptr, room.data(), y.values.data(), nullptr, [&](int64_t k) { return of_x[k]; });
-        y.store(to + first * y.width, y.width, std::min(kLanes, rows.b - first));
+  Tensor of_weights = pull_parts(rows, of_fields.mutable_data_ptr<float>(), fields.options(), [&](int64_t part,
+                                                                                                 const auto& pull) {
+    std::vector<Lanes> of_x(of.m + 1);
+    rows.of_part(part, [&](int64_t first, const auto& take, const Lanes* x) {
+      const Lanes own = rows.at(centred.data(), first), there = rows.there(first);
+      take([=, to = of_x.data(), a = scale.data(), b = level.data(), c = slope.data()](int64_t k, Lanes sum) {
+        to[k] = a[k] * own + (b[k] * there - c[k] * sum);
       });
+      pull(first, x, of_x.data());
+    });
   });
-  return {of_fields, at::empty({0, 0}, fields.options()), of_gates};
+  return {of_fields, gated.numbers ? of_numbers : of_weights, of_gates};
 }
 
 }  // namespace

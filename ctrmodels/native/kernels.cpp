@@ -13,6 +13,7 @@
 #include "look_ups.h"
 #include "mixtures.h"
 #include "optimisers.h"
+#include "projections.h"
 #include "relaxations.h"
 #include "widths.h"
 
@@ -77,6 +78,8 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def(
       "products_backward(Tensor gradient, int column, Tensor fields, Tensor? weights, Tensor slots) -> (Tensor of_fields, "
       "Tensor of_weights)");
+  m.def("project(Tensor x, Tensor onto) -> Tensor");
+  m.def("project_backward(Tensor gradient, Tensor x, Tensor onto) -> (Tensor of_x, Tensor of_onto)");
   m.def(
       "gated_products(Tensor fields, Tensor? weights, Tensor slots, Tensor gates, Tensor eps) -> (Tensor result, Tensor "
       "means, Tensor variances)");
@@ -127,6 +130,8 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("take", take);
   m.impl("products", products);
   m.impl("products_backward", products_backward);
+  m.impl("project", project);
+  m.impl("project_backward", project_backward);
   m.impl("gated_products", gated_products);
   m.impl("gated_products_backward", gated_products_backward);
   m.impl("power_sums", power_sums);

@@ -196,11 +196,15 @@ Tensor gather(const Tensor& table, const Tensor& index) {
   const float* from = table.const_data_ptr<float>();
   Tensor result = at::empty({n, width}, table.options());
   float* to = result.mutable_data_ptr<float>();
-  at::parallel_for(0, n, grain(width), [&](int64_t begin, int64_t end) {
+  const auto copy = [&]<int64_t kWidth>(int64_t begin, int64_t end) {
+    const int64_t d = kWidth ? kWidth : width;  // a copy of known length is no call
     for (int64_t i = begin; i < end; ++i) {
-      if (i + kAhead < end) __builtin_prefetch(from + static_cast<int64_t>(rows[i + kAhead]) * width);
-      std::memcpy(to + i * width, from + row_at(rows, i, height) * width, width * sizeof(float));
+      if (i + kAhead < end) __builtin_prefetch(from + static_cast<int64_t>(rows[i + kAhead]) * d);
+      std::memcpy(to + i * d, from + row_at(rows, i, height) * d, d * sizeof(float));
     }
+  };
+  at::parallel_for(0, n, grain(width), [&](int64_t begin, int64_t end) {
+    width == 16 ? copy.template operator()<16>(begin, end) : copy.template operator()<0>(begin, end);
   });
   return result;
 }

@@ -29,6 +29,20 @@ def common_prefixes(combinations: Sequence[tuple[int, ...]]) -> list[tuple[tuple
     return found
 
 
+def arranged(combinations: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """Combinations as the compiled kernels like them: what each shares with others in front, and side by side.
+
+    What neighbours have in common but for their last field is computed once. Pairs stay as they are.
+
+    Returns:
+        int64 [p, M] fields, and int64 [M], where among ``combinations`` each of them stands.
+    """
+    found = [(c, place) for place, c in enumerate(combinations)]
+    if len(combinations[0]) > 2:
+        found = sorted(((*part, last), place) for place, (part, last) in enumerate(common_prefixes(combinations)))
+    return torch.tensor([c for c, _ in found]).T.contiguous(), torch.tensor([place for _, place in found])
+
+
 class InnerProducts(nn.Module):
     """``sum_d prod_s e_sd`` of chosen combinations of fields, all of one order p.
 
@@ -42,6 +56,7 @@ class InnerProducts(nn.Module):
     """
 
     slots: Tensor
+    moved: Tensor
     prefixes: Tensor
     cells: Tensor
 
@@ -51,7 +66,9 @@ class InnerProducts(nn.Module):
         parts = common_prefixes(combinations) if order > 2 else [(c[:1], c[1]) for c in combinations]
         heads = sorted({head for head, _ in parts}) if order > 2 else [(f,) for f in range(n_fields)]
         place = {head: i for i, head in enumerate(heads)}
-        self.register_buffer("slots", torch.tensor(combinations).T.contiguous(), persistent=False)  # [p, M]
+        slots, moved = arranged(combinations)
+        self.register_buffer("slots", slots, persistent=False)  # [p, M]
+        self.register_buffer("moved", moved, persistent=False)
         self.register_buffer("prefixes", torch.tensor(heads).T.contiguous(), persistent=False)  # [p - 1, U]
         self.register_buffer("cells", torch.tensor([place[head] * n_fields + last for head, last in parts]),
                              persistent=False)
@@ -65,8 +82,8 @@ class InnerProducts(nn.Module):
         return torch.bmm(left, fields.transpose(1, 2)).flatten(1).index_select(1, self.cells)
 
     def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What the compiled form takes: vectors [B, N, W], weights [M, W] or [M, 1], and int64 [p, M] places among the
-        N, such that ``forward`` is the sum over W of weights times the products of the vectors."""
+        """What the compiled form takes: vectors [B, N, W], weights [M, W] or [M, 1], and int64 [p, M] places among
+        the N. The sums over W of weights times products of vectors are the columns ``moved`` of ``forward``."""
         return fields, None, self.slots
 
     def flops(self, dim: int) -> int:
@@ -197,28 +214,33 @@ class ScalarKernels(InnerProducts):
 
     def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """See :class:`InnerProducts`."""
-        return fields, self.kernels.unsqueeze(1), self.slots
+        return fields, self.kernels.index_select(0, self.moved).unsqueeze(1), self.slots
 
 
 class VectorKernels(nn.Module):
     """``sum_d k_md prod_s e_sd`` of chosen combinations of fields, with a learned vector k_m each."""
 
+    chosen: Tensor
     slots: Tensor
+    moved: Tensor
 
     def __init__(self, combinations: Sequence[tuple[int, ...]], dim: int) -> None:
         super().__init__()
-        self.register_buffer("slots", torch.tensor(combinations).T.contiguous(), persistent=False)  # [p, M]
+        slots, moved = arranged(combinations)
+        self.register_buffer("chosen", torch.tensor(combinations).T.contiguous(), persistent=False)  # [p, M]
+        self.register_buffer("slots", slots, persistent=False)
+        self.register_buffer("moved", moved, persistent=False)
         self.kernels = nn.Parameter(torch.ones(len(combinations), dim))
 
     def forward(self, fields: Tensor) -> Tensor:
         """[B, F, D] → [B, M]."""
         if torch.compiler.is_exporting():
-            return (_product(fields, self.slots) * self.kernels).sum(2)
-        return cast(Tensor, _WeightedProducts.apply(fields, self.kernels, self.slots))
+            return (_product(fields, self.chosen) * self.kernels).sum(2)
+        return cast(Tensor, _WeightedProducts.apply(fields, self.kernels, self.chosen))
 
     def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """See :class:`InnerProducts`."""
-        return fields, self.kernels, self.slots
+        return fields, self.kernels.index_select(0, self.moved), self.slots
 
     def flops(self, dim: int) -> int:
         """Operations per row."""
@@ -246,6 +268,21 @@ class _WeightedProducts(torch.autograd.Function):
         return of_fields, of_weights, None
 
 
+class _Projection(torch.autograd.Function):
+    """Inner products of every vector with a few others; a matrix product of this shape is mostly waiting."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, onto: Tensor) -> Tensor:
+        """[N, D] and [p, D] → [N, p]."""
+        x, onto = x.contiguous(), onto.contiguous()
+        ctx.save_for_backward(x, onto)
+        return cast(Tensor, compiled().project(x, onto))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(tuple[Tensor, Tensor], compiled().project_backward(gradients[0].contiguous(), *ctx.saved_tensors))
+
+
 class OuterProducts(nn.Module):
     """``prod_s <e_s, u_s>`` of chosen combinations of fields: the outer product under a kernel of rank one.
 
@@ -253,10 +290,12 @@ class OuterProducts(nn.Module):
     """
 
     slots: Tensor
+    moved: Tensor
 
     def __init__(self, combinations: Sequence[tuple[int, ...]], dim: int) -> None:
         super().__init__()
         self.register_buffer("slots", torch.tensor(combinations).T.contiguous(), persistent=False)  # [p, M]
+        self.register_buffer("moved", torch.arange(len(combinations)), persistent=False)  # a vector belongs to a place
         self.vectors = nn.Parameter(torch.randn(dim, len(self.slots)) * dim**-0.5)
 
     def forward(self, fields: Tensor) -> Tensor:
@@ -269,8 +308,8 @@ class OuterProducts(nn.Module):
 
     def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """See :class:`InnerProducts`; here of numbers, those of a field for all places side by side."""
-        with full_precision(fields):
-            projected = (fields @ self.vectors).flatten(1).unsqueeze(2)  # [B, F * p, 1]
+        projected = cast(Tensor, _Projection.apply(fields.flatten(0, 1), self.vectors.T))
+        projected = projected.view(len(fields), -1, 1)  # [B, F * p, 1]
         places = torch.arange(len(self.slots), device=self.slots.device).unsqueeze(1)
         return projected, None, self.slots * len(self.slots) + places
 
@@ -290,6 +329,7 @@ class Products(nn.Module):
 
     places: Tensor
     order: Tensor
+    order_apart: Tensor
 
     def __init__(self, interactions: Sequence[Interaction], n_fields: int, dims: Mapping[str, int]) -> None:
         super().__init__()
@@ -312,9 +352,14 @@ class Products(nn.Module):
                 self.parts.append(kind(combinations, dims[table]))
             else:
                 raise ValueError(f"{op} does not give one number")
-        found = torch.tensor([p for places in kinds.values() for p in places], dtype=torch.long)
-        self.register_buffer("places", found, persistent=False)  # of what the parts give, one after the other
-        self.register_buffer("order", found.argsort(), persistent=False)
+        # Of what the parts give, one after the other: by themselves, and by the compiled kernels.
+        found = [torch.tensor(places) for places in kinds.values()]
+        apart = torch.cat([torch.empty(0, dtype=torch.long), *found])
+        places_ = torch.cat([apart[:0], *(p[cast(InnerProducts, part).moved]
+                                          for p, part in zip(found, self.parts, strict=True))])
+        self.register_buffer("order_apart", apart.argsort(), persistent=False)
+        self.register_buffer("places", places_, persistent=False)
+        self.register_buffer("order", places_.argsort(), persistent=False)
         self.in_order = bool((self.order.diff() == 1).all())
 
     def __len__(self) -> int:
@@ -328,9 +373,9 @@ class Products(nn.Module):
             operands = self._operands(fields)
             slots = tuple(s for _, _, s in operands)
             found = cast(Tensor, _CompiledProducts.apply(slots, *(t for x, w, _ in operands for t in (x, w))))
-        else:
-            found = torch.cat([part(fields[table]) for table, part in zip(self.tables, self.parts, strict=True)], 1)
-        return found if self.in_order else found.index_select(1, self.order)
+            return found if self.in_order else found.index_select(1, self.order)
+        columns = torch.cat([part(fields[table]) for table, part in zip(self.tables, self.parts, strict=True)], 1)
+        return columns if len(self.parts) == 1 else columns.index_select(1, self.order_apart)
 
     def compiles(self, fields: Mapping[str, Tensor]) -> bool:
         """Whether compiled kernels read these."""

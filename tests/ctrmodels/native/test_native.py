@@ -343,21 +343,38 @@ def test_products_are_written_beside_each_other_and_differentiate(operations, wi
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("onto", [1, 2, 3])
+@pytest.mark.parametrize("width", [1, 5, 16, 20])
+@pytest.mark.parametrize("rows", [1, 37, 80])
+def test_projections_are_a_matrix_product(operations, rows: int, width: int, onto: int) -> None:
+    """In both directions; of vectors that fill a register, parts of one or several, and rows that fill none."""
+    generator = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(n, width, generator=generator) for n in (rows, onto))
+    g = torch.randn(rows, onto, generator=generator)
+    found = operations.project(x, v), *operations.project_backward(g, x, v)
+    leaves = [t.double().requires_grad_() for t in (x, v)]
+    expected = leaves[0] @ leaves[1].T
+    for mine, theirs in zip(found, (expected, *torch.autograd.grad(expected, leaves, g.double())), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
 def normalised(x: Tensor, eps: Tensor) -> Tensor:
     """[B, M], each column less its mean and over the root of its variance and ``eps``."""
     return (x - x.mean(0)) / (x.var(0, unbiased=False) + eps).sqrt()
 
 
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("weighted", ["", "one", "each"])
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("width", [1, 5, 16, 20])
 @pytest.mark.parametrize("rows", [2, 37, 80])
-def test_gated_products_are_normalised_and_added_up(operations, rows: int, width: int, order: int, weighted) -> None:
+def test_gated_products_are_normalised_and_added_up(
+        operations, rows: int, width: int, order: int, weighted: str, every: int) -> None:
     """In both directions: of fewer rows than are computed at once, of whole tiles and of more; of some combinations
-    out of order, of columns that hardly vary, and of fields that lie in rows of something wider."""
+    out of order and of all, of columns that hardly vary, and of fields that lie in rows of something wider."""
     generator = torch.Generator().manual_seed(0)
     fields = 7
-    slots = torch.combinations(torch.arange(fields), order).flip(0)[::2].T.contiguous()
+    slots = torch.combinations(torch.arange(fields), order).flip(0)[::every].T.contiguous()
     m = slots.shape[1]
     wide = torch.randn(rows, fields * width + 3, generator=generator)
     wide[:, :width] = 0.01 * wide[:, :width] + 1
@@ -453,7 +470,8 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
                 own = vectors, w, slots, gates, gates
                 out, *moments = operations.gated_products(*own)
                 gated += [out, *moments, *operations.gated_products_backward(out, *own, *moments)]
-            return [*gated, products, *operations.products_backward(products, 0, vectors, weights, slots),
+            return [*gated, *operations.project_backward(table[:, :2].contiguous(), table, table[:2].contiguous()),
+                    products, *operations.products_backward(products, 0, vectors, weights, slots),
                     rows, order, begins, *operations.group(by_field, f),
                     operations.gather(table, lookup), fields, flat, sums, total,
                     operations.gather_flat_backward(flat, fields, sums, fields, total, order, begins),

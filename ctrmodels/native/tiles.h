@@ -1,0 +1,79 @@
+// Rows that are computed side by side.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kLanes = 16;  // rows that are computed at once
+using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
+using LanesAnywhere = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+Lanes all(float value) { return value - Lanes{}; }
+
+int64_t whole(int64_t n, int64_t part) { return (n + part - 1) / part * part; }
+
+template <int64_t kStep, size_t... i>
+void swap_halves(Lanes& a, Lanes& b, std::index_sequence<i...>) {
+  const Lanes low = __builtin_shufflevector(a, b, ((i & kStep) ? kLanes + i - kStep : i)...);
+  b = __builtin_shufflevector(a, b, ((i & kStep) ? kLanes + i : i + kStep)...);
+  a = low;
+}
+
+// Rows become columns, a bit of the row number after the other changing places with one of the column number.
+template <int64_t kStep = kLanes / 2>
+[[gnu::always_inline]] inline void transpose(std::array<Lanes, kLanes>& square) {
+  for (int64_t i = 0; i < kLanes; ++i)
+    if ((i & kStep) == 0) swap_halves<kStep>(square[i], square[i + kStep], std::make_index_sequence<kLanes>());
+  if constexpr (kStep > 1) transpose<kStep / 2>(square);
+}
+
+// The values of up to kLanes rows, one value of all rows after the other, and a zero behind them; rows that are not
+// there are zero.
+struct Tile {
+  std::vector<Lanes> values;
+  int64_t width;
+
+  explicit Tile(int64_t width_) : values(whole(width_ + 1, kLanes)), width(width_) {}
+
+  // count rows, which begin `stride` apart.
+  void load(const float* rows, int64_t stride, int64_t count) {
+    std::array<Lanes, kLanes> square;
+    for (int64_t c = 0; c < width; c += kLanes) {
+      if (count == kLanes && c + kLanes <= width) {
+        for (int64_t r = 0; r < kLanes; ++r) square[r] = *at(rows + r * stride + c);
+      } else {
+        square = {};
+        for (int64_t r = 0; r < count; ++r)
+          std::memcpy(&square[r], rows + r * stride + c, std::min(kLanes, width - c) * sizeof(float));
+      }
+      transpose(square);
+      for (int64_t j = 0; j < kLanes; ++j) values[c + j] = square[j];
+    }
+  }
+
+  void store(float* rows, int64_t stride, int64_t count) const {
+    std::array<Lanes, kLanes> square;
+    for (int64_t c = 0; c < width; c += kLanes) {
+      for (int64_t j = 0; j < kLanes; ++j) square[j] = values[c + j];
+      transpose(square);
+      if (count == kLanes && c + kLanes <= width) {
+        for (int64_t r = 0; r < kLanes; ++r) *at(rows + r * stride + c) = square[r];
+      } else {
+        for (int64_t r = 0; r < count; ++r)
+          std::memcpy(rows + r * stride + c, &square[r], std::min(kLanes, width - c) * sizeof(float));
+      }
+    }
+  }
+
+ private:
+  static const LanesAnywhere* at(const float* values) { return reinterpret_cast<const LanesAnywhere*>(values); }
+  static LanesAnywhere* at(float* values) { return reinterpret_cast<LanesAnywhere*>(values); }
+};
+
+}  // namespace
