@@ -44,7 +44,7 @@ TORCH_LIBRARY(ctrmodels, m) {
       "float rate, float beta1, float beta2, float eps, float decay, int step) -> (Tensor result, Tensor level)");
   m.def("gate(Tensor x, Tensor accumulators, Tensor rows, float level) -> (Tensor result, Tensor gates)");
   m.def(
-      "project(Tensor table, Tensor rows, Tensor begins, int n, Tensor cuts, Tensor takes, Tensor maps, int[] widths) -> "
+      "widen(Tensor table, Tensor rows, Tensor begins, int n, Tensor cuts, Tensor takes, Tensor maps, int[] widths) -> "
       "(Tensor x, Tensor wide, Tensor mean, Tensor variance, Tensor looked_up)");
   m.def(
       "blend(Tensor x, Tensor wide, Tensor cuts, Tensor takes, Tensor mean, Tensor variance, Tensor weights, "
@@ -53,7 +53,7 @@ TORCH_LIBRARY(ctrmodels, m) {
       "blend_weights_backward(Tensor gradient, Tensor wide, Tensor cuts, Tensor takes, Tensor mean, Tensor "
       "variance, float eps) -> Tensor");
   m.def(
-      "project_backward(Tensor gradient, Tensor x, Tensor wide, Tensor begins, int n, Tensor cuts, Tensor takes, Tensor maps, "
+      "widen_backward(Tensor gradient, Tensor x, Tensor wide, Tensor begins, int n, Tensor cuts, Tensor takes, Tensor maps, "
       "int[] widths, Tensor mean, Tensor variance, Tensor looked_up, Tensor weights, float eps) -> (Tensor of_x, Tensor of_maps)");
   m.def("soften_backward(Tensor gradient, Tensor output, Tensor level) -> (Tensor of_rows, Tensor of_level)");
   m.def(
@@ -113,10 +113,10 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("soften_backward", soften_backward);
   m.impl("soften_flat_backward", soften_flat_backward);
   m.impl("gate", gate);
-  m.impl("project", project);
+  m.impl("widen", widen);
   m.impl("blend", blend);
   m.impl("blend_weights_backward", blend_weights_backward);
-  m.impl("project_backward", project_backward);
+  m.impl("widen_backward", widen_backward);
   m.impl("flatten", flatten);
   m.impl("flatten_backward", flatten_backward);
   m.impl("dot", dot);

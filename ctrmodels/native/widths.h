@@ -133,7 +133,7 @@ void merge(const Widths& shape, const std::vector<float>& moments, float* mean, 
 
 // Rows int64 [U] of table [V, W]: themselves [U, W], their candidates times maps [S, I, D] -> [U, N * D], and of these by
 // space and column, a row counted as often as it is looked up, mean and biased variance [S, N * D], and look-ups [S].
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project(const Tensor& table, const Tensor& rows, const Tensor& begins,
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> widen(const Tensor& table, const Tensor& rows, const Tensor& begins,
                                                            int64_t n, const Tensor& cuts, const Tensor& takes,
                                                            const Tensor& maps, at::IntArrayRef widths) {
   check(table, at::kFloat, 2, "table");
@@ -184,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project(const Tensor& table, 
   return {x, wide, mean, variance, looked_up};
 }
 
-// How candidates of one space are normalised, from the statistics that project() gives.
+// How candidates of one space are normalised, from the statistics that widen() gives.
 struct Normal {
   std::vector<float> root;
   const float* mean;
@@ -295,8 +295,8 @@ Tensor blend_weights_backward(const Tensor& gradient, const Tensor& wide, const 
   return of_weights;
 }
 
-// The gradients of what project() read, through the statistics as well: of the rows [U, W], and of maps.
-std::tuple<Tensor, Tensor> project_backward(const Tensor& gradient, const Tensor& x, const Tensor& wide,
+// The gradients of what widen() read, through the statistics as well: of the rows [U, W], and of maps.
+std::tuple<Tensor, Tensor> widen_backward(const Tensor& gradient, const Tensor& x, const Tensor& wide,
                                             const Tensor& begins, int64_t n, const Tensor& cuts, const Tensor& takes,
                                             const Tensor& maps, at::IntArrayRef widths, const Tensor& mean,
                                             const Tensor& variance, const Tensor& looked_up, const Tensor& weights,

@@ -46,7 +46,7 @@ class Candidates:
     @torch.no_grad()
     def of(cls, touched: Touched, table: Table, maps: Tensor, takes: Tensor, widths: tuple[int, ...]) -> Candidates:
         """Those of ``touched`` rows of ``table`` by ``maps`` [S, I, D]."""
-        return cls(touched, takes, widths, *compiled().project(
+        return cls(touched, takes, widths, *compiled().widen(
             table.weight, touched.rows, touched.segments.begins, touched.n, touched.cuts, takes, maps, widths))
 
     def blend(self, table: Table, maps: Tensor, weights: Tensor, eps: float) -> Tensor:
@@ -76,7 +76,7 @@ class _Blend(torch.autograd.Function):
         gradient, (maps, weights), touched = gradients[0].contiguous(), ctx.saved_tensors, made.touched
         of_table = of_maps = of_weights = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            of_rows, of_maps = compiled().project_backward(
+            of_rows, of_maps = compiled().widen_backward(
                 gradient, made.x, made.wide, touched.segments.begins, touched.n, touched.cuts, made.takes, maps,
                 made.widths, made.mean, made.variance, made.looked_up, weights, ctx.eps)
             of_table = by_rows(touched.segments, of_rows, ctx.size)
