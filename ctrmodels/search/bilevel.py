@@ -35,7 +35,7 @@ def set_gradients(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: 
     """
     if train is None:
         own = {id(p) for p in architecture}
-        with _frozen([p for p in trainer.optimisers.parameters() if id(p) not in own]):
+        with frozen([p for p in trainer.optimisers.parameters() if id(p) not in own]):
             found = list(torch.autograd.grad(trainer.loss(arch), architecture))
     else:
         found = _second_order(architecture, trainer, arch, train, rate)
@@ -45,8 +45,8 @@ def set_gradients(architecture: Sequence[nn.Parameter], trainer: Trainer, arch: 
 
 
 @contextmanager
-def _frozen(weights: Sequence[Tensor]) -> Iterator[None]:
-    """No gradient of the ``weights`` is computed inside."""
+def frozen(weights: Sequence[Tensor]) -> Iterator[None]:
+    """No gradient of the ``weights`` is computed inside: others learn."""
     for weight in weights:
         weight.requires_grad_(False)
     try:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -20,6 +19,7 @@ from ctrmodels.data.stream import stream
 from ctrmodels.nn.losses import known_cross_entropy
 from ctrmodels.nn.table import Lookup
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
+from ctrmodels.search.bilevel import frozen
 from ctrmodels.search.embedding.rules import by_space, check_widths
 from ctrmodels.search.popularity import PopularityMixture, bucket
 from ctrmodels.search.progress import Progress
@@ -179,7 +179,7 @@ class StreamingAutoEmb:
         with self.embedding.sharing():
             if self._decides("incoming"):
                 self._decide(batch)
-            with _fixed(self.controllers):
+            with frozen(self.controllers):
                 self.trainer.step(batch)
         logit = self.reader.prediction
         self.waiting = batch, logit
@@ -244,24 +244,12 @@ class StreamingAutoEmb:
 
     def _decide(self, batch: Batch) -> None:
         """A step of the controllers."""
-        with _fixed(self.weights):
+        with frozen(self.weights):
             self.trainer.loss(batch).backward()
         ranks.average_gradients(self.controllers)
         self.architecture.step()
         self.architecture.zero_grad()
         self.decisions += 1
-
-
-@contextmanager
-def _fixed(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, no gradient is computed for ``parameters``: others learn."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 class _Reader(nn.Module):
