@@ -96,7 +96,7 @@ def search(method: SearchMethod, rows: SearchRows, host: Host, retrained: int = 
             raise
     if retrained:
         for spec in specs:
-            plain(rows, replace(host, model="autodeepfm"), retrained, spec)
+            plain(rows, host, retrained, spec)
 
 
 def seconds(work: Callable[[], None]) -> float:

@@ -109,12 +109,10 @@ class GatedSearch(ABC):
         trainer.planned = self.epochs * train.steps(0)
         selection = GRDA([gates], self.target_threshold, trainer.planned, self.gamma, self.mu, positive=held_out)
         arch = Endless(trainer.loader(rows.arch, seed))
-        parts: dict[str, Stateful] = {}
-        if held_out:
-            parts = {"selection": Optimisers([selection]), "arch": arch}
-        else:
+        if not held_out:
             optimisers.add_architecture(selection)
-        progress = Progress(self, seed, trainer, checkpoint, parts)
+        steps_alone: dict[str, Stateful] = {"selection": Optimisers([selection]), "arch": arch}
+        progress = Progress(self, seed, trainer, checkpoint, steps_alone if held_out else None)
         for epoch in progress.epochs(self.epochs):
             for _ in progress.steps(train):
                 if held_out:
