@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common.h"
+#include "fields.h"
 #include "tiles.h"
 
 namespace {
@@ -28,16 +29,13 @@ struct Combinations {
 
   const int64_t* slots;  // [p, M]
   const float* weights = nullptr;
-  const float* fields;   // row after row, `stride` apart
-  int64_t p, m, f, d, stride, weighted = 0;  // weights per combination
+  Fields fields;
+  int64_t p, m, f, d, weighted = 0;  // weights per combination
   std::vector<Run> runs;
 
-  Combinations(const Tensor& fields_, const std::optional<Tensor>& weights_, const Tensor& slots_)
-      : p(slots_.size(0)), m(slots_.size(1)), f(fields_.size(1)), d(fields_.size(2)), stride(fields_.stride(0)) {
-    TORCH_CHECK(fields_.device().is_cpu() && fields_.scalar_type() == at::kFloat && fields_.dim() == 3 &&
-                    fields_.stride(2) == 1 && fields_.stride(1) == d,
-                "the fields of a row have to lie side by side, in float32 on a CPU");
-    fields = fields_.const_data_ptr<float>();
+  Combinations(const Tensor& fields_, const std::optional<Tensor>& places, const std::optional<Tensor>& weights_,
+               const Tensor& slots_)
+      : fields(fields_, places), p(slots_.size(0)), m(slots_.size(1)), f(fields.f), d(fields.d) {
     check(slots_, at::kLong, 2, "slots");
     TORCH_CHECK(p >= 2, "a combination has two fields or more");
     slots = slots_.const_data_ptr<int64_t>();
@@ -89,17 +87,6 @@ double sum_of(Lanes lanes, int64_t begin = 0, int64_t end = kLanes) {
   for (int64_t l = begin; l < end; ++l) found += lanes[l];
   return found;
 }
-
-// Lines of memory that are fetched while combinations are computed, kLines with each of them.
-struct Ahead {
-  static constexpr int64_t kLines = 2;
-  const float *begin, *end;
-
-  void of(int64_t k, int64_t n) const {
-    const float *from = begin + k * kLines * kLanes, *to = std::min(end, from + n * kLines * kLanes);
-    for (; from < to; from += kLanes) __builtin_prefetch(from, 0, 3);
-  }
-};
 
 // Of a tile x: take(k, sum) of n combinations from each of begins on, whose other fields make heads and whose last
 // fields are the same ones; kTails at a time, and of what is left over half as many. kWidth is D, or 0 for any.
@@ -160,6 +147,9 @@ struct Tiles {
   const Combinations& of;
   int64_t b, tiles, parts;
 
+  explicit Tiles(const Combinations& of_) : Tiles(of_, of_.fields.b) {}
+
+  // Of the first b rows.
   Tiles(const Combinations& of_, int64_t b_)
       : of(of_), b(b_), tiles((b + kLanes - 1) / kLanes),
         parts(std::clamp<int64_t>(b * of.m * of.d / (64 * kGrain), 1, std::clamp<int64_t>(tiles, 1, 16))) {}
@@ -183,10 +173,11 @@ struct Tiles {
   void of_part(int64_t part, const Work& work) const {
     Tile x(of.f * of.d);
     std::vector<Lanes> room(2 * of.d);
+    std::vector<float> rows;
     for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
-      const int64_t first = t * kLanes, next = std::min(first + kLanes, b), last = std::min(next + kLanes, b);
-      x.load(of.fields + first * of.stride, of.stride, next - first);
-      const Ahead ahead{of.fields + next * of.stride, of.fields + last * of.stride};
+      const int64_t first = t * kLanes;
+      of.fields.load(x, first, rows);
+      const Ahead ahead(of.fields, first + kLanes);
       const auto take = [&](const auto& f) {
         of.d == 16 ? each_sum<16>(of, x.values.data(), ahead, room.data(), f)
                    : each_sum<0>(of, x.values.data(), ahead, room.data(), f);

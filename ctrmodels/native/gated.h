@@ -69,8 +69,9 @@ struct Gated {
   const Combinations of;
   const float* numbers = nullptr;
 
-  Gated(const Tensor& fields, const std::optional<Tensor>& weights, const Tensor& slots)
-      : of(fields, weights && weights->size(1) > 1 ? weights : std::nullopt, slots) {
+  Gated(const Tensor& fields, const std::optional<Tensor>& places, const std::optional<Tensor>& weights,
+        const Tensor& slots)
+      : of(fields, places, weights && weights->size(1) > 1 ? weights : std::nullopt, slots) {
     if (!weights || of.weighted) return;
     check(*weights, at::kFloat, 2, "weights");
     TORCH_CHECK(weights->size(0) == of.m && weights->size(1) == 1, "shapes do not fit");
@@ -80,13 +81,14 @@ struct Gated {
   float number(int64_t k) const { return numbers ? numbers[k] : 1.0f; }
 };
 
-// fields, weights and slots of products(), gates [M] and eps [M] -> y [B], means [M], variances [M].
-std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const std::optional<Tensor>& weights,
-                                                  const Tensor& slots, const Tensor& gates, const Tensor& eps) {
-  const Gated gated(fields, weights, slots);
+// fields, places, weights and slots of products(), gates [M] and eps [M] -> y [B], means [M], variances [M].
+std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const std::optional<Tensor>& places,
+                                                  const std::optional<Tensor>& weights, const Tensor& slots,
+                                                  const Tensor& gates, const Tensor& eps) {
+  const Gated gated(fields, places, weights, slots);
   const Combinations& of = gated.of;
   check_columns(of, {gates, eps});
-  const Tiles rows(of, fields.size(0));
+  const Tiles rows(of);
   Tensor result = at::empty({rows.b}, gates.options());
   Tensor means = at::empty({of.m}, gates.options()), variances = at::empty({of.m}, gates.options());
   float *out = result.mutable_data_ptr<float>(), *mean = means.mutable_data_ptr<float>();
@@ -113,20 +115,20 @@ std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const st
   return {result, means, variances};
 }
 
-// gradient g [B] of y, its arguments, means and variances -> the gradients of fields, of weights or nothing, and of
+// gradient g [B] of y, its arguments, begins of group() with places, means and variances -> the gradients of fields, of weights or nothing, and of
 // gates. With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k): that of gate_k is r_k sum_b c_b x_bk, that of
 // x_bk
 //   gate_k r_k (c_b - r_k (x_bk - mean_k) mean(c n_k)).
 // A number among the weights gets gate_k eps_k r_k^3 sum_b c_b x_bk / number: normalisation leaves it no more.
-std::tuple<Tensor, Tensor, Tensor> gated_products_backward(const Tensor& gradient, const Tensor& fields,
-                                                           const std::optional<Tensor>& weights, const Tensor& slots,
-                                                           const Tensor& gates, const Tensor& eps, const Tensor& means,
-                                                           const Tensor& variances) {
-  const Gated gated(fields, weights, slots);
+std::tuple<Tensor, Tensor, Tensor> gated_products_backward(
+    const Tensor& gradient, const Tensor& fields, const std::optional<Tensor>& places,
+    const std::optional<Tensor>& begins, const std::optional<Tensor>& weights, const Tensor& slots, const Tensor& gates,
+    const Tensor& eps, const Tensor& means, const Tensor& variances) {
+  const Gated gated(fields, places, weights, slots);
   const Combinations& of = gated.of;
   check_columns(of, {gates, eps, means, variances});
   check(gradient, at::kFloat, 1, "gradient");
-  const Tiles rows(of, fields.size(0));
+  const Tiles rows(of);
   TORCH_CHECK(gradient.numel() == rows.b, "shapes do not fit");
   const float* g = gradient.const_data_ptr<float>();
   const float average = static_cast<float>(std::accumulate(g, g + rows.b, 0.0) / rows.b);
@@ -136,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> gated_products_backward(const Tensor& gradien
     const Lanes own = rows.at(centred.data(), first);
     take([=](int64_t k, Lanes x) { sum[k] += own * x; });
   });
-  Tensor of_gates = at::empty({of.m}, gates.options()), of_fields = at::empty(fields.sizes(), fields.options());
+  Tensor of_gates = at::empty({of.m}, gates.options());
   Tensor of_numbers = at::empty({gated.numbers ? of.m : 0, 1}, gates.options());
   std::vector<float> scale(of.m), slope(of.m), level(of.m);  // what x gets is scale * c - slope * x + level
   for (int64_t k = 0; k < of.m; ++k) {
@@ -151,8 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> gated_products_backward(const Tensor& gradien
     slope[k] = static_cast<float>(slope_ * number * number);
     level[k] = static_cast<float>(slope_ * number * means.const_data_ptr<float>()[k]);
   }
-  Tensor of_weights = pull_parts(rows, of_fields.mutable_data_ptr<float>(), fields.options(), [&](int64_t part,
-                                                                                                 const auto& pull) {
+  auto [of_fields, of_weights] = pull_parts(rows, fields, begins, [&](int64_t part, const auto& pull) {
     std::vector<Lanes> of_x(of.m + 1);
     rows.of_part(part, [&](int64_t first, const auto& take, const Lanes* x) {
       const Lanes own = rows.at(centred.data(), first), there = rows.there(first);

@@ -16,17 +16,17 @@
 
 namespace {
 
-// fields [B, F, D], perhaps weights [M, D] or [M, 1], and slots int64 [p, M], the p different fields of every
+// Fields, perhaps by places, perhaps weights [M, D] or [M, 1], and slots int64 [p, M], the p different fields of every
 // combination: the sum over d of weights[m, d] times the product over s of fields[b, slots[s, m], d], into M columns of
 // result [B, N] from `column` on. kLanes rows at a time, side by side.
-void products(const Tensor& fields, const std::optional<Tensor>& weights, const Tensor& slots, const Tensor& result,
-              int64_t column) {
-  const Combinations of(fields, weights, slots);
+void products(const Tensor& fields, const std::optional<Tensor>& places, const std::optional<Tensor>& weights,
+              const Tensor& slots, const Tensor& result, int64_t column) {
+  const Combinations of(fields, places, weights, slots);
   check(result, at::kFloat, 2, "result");
-  const int64_t b = fields.size(0), stride = result.size(1);
+  const int64_t b = of.fields.b, stride = result.size(1);
   TORCH_CHECK(result.size(0) == b && column >= 0 && column + of.m <= stride, "shapes do not fit");
   float* out = result.mutable_data_ptr<float>() + column;
-  const Tiles rows(of, b);
+  const Tiles rows(of);
   at::parallel_for(0, rows.parts, 1, [&](int64_t begin, int64_t end) {
     Tile sums(of.m);
     for (int64_t part = begin; part < end; ++part)
@@ -37,21 +37,20 @@ void products(const Tensor& fields, const std::optional<Tensor>& weights, const 
   });
 }
 
-// gradient [B, N] of the result, and the other arguments of products() -> the gradients of fields, and of weights or
-// nothing.
+// gradient [B, N] of the result, the other arguments of products(), and begins of group() with places -> the gradients of
+// fields, and of weights or nothing.
 std::tuple<Tensor, Tensor> products_backward(const Tensor& gradient, int64_t column, const Tensor& fields,
+                                             const std::optional<Tensor>& places, const std::optional<Tensor>& begins,
                                              const std::optional<Tensor>& weights, const Tensor& slots) {
-  const Combinations of(fields, weights, slots);
+  const Combinations of(fields, places, weights, slots);
   check(gradient, at::kFloat, 2, "gradient");
-  const int64_t b = fields.size(0), stride = gradient.size(1);
+  const int64_t b = of.fields.b, stride = gradient.size(1);
   TORCH_CHECK(gradient.size(0) == b && column >= 0 && column + of.m <= stride, "shapes do not fit");
   const float* from = gradient.const_data_ptr<float>() + column;
-  Tensor of_fields = at::empty(fields.sizes(), fields.options());
-  const Tiles rows(of, b);
+  const Tiles rows(of);
   const bool numbers = of.weighted == 1;
   std::vector<std::vector<Lanes>> sums(rows.parts, std::vector<Lanes>(numbers ? of.m : 0));
-  Tensor of_weights = pull_parts(rows, of_fields.mutable_data_ptr<float>(), fields.options(), [&](int64_t part,
-                                                                                                 const auto& pull) {
+  auto [of_fields, of_weights] = pull_parts(rows, fields, begins, [&](int64_t part, const auto& pull) {
     Tile g(of.m);
     rows.of_part(part, [&](int64_t first, const auto& take, const Lanes* x) {
       g.load(from + first * stride, stride, std::min(kLanes, b - first));

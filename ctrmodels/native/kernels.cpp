@@ -74,18 +74,18 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("mix(Tensor z, Tensor bias, int mixtures) -> (Tensor mixed, Tensor gates)");
   m.def("mix_backward(Tensor gradient, Tensor z, Tensor bias, Tensor gates) -> (Tensor of_z, Tensor of_bias)");
   m.def("take(Tensor[] columns, Tensor index) -> Tensor[]");
-  m.def("products(Tensor fields, Tensor? weights, Tensor slots, Tensor(a!) result, int column) -> ()");
+  m.def("products(Tensor fields, Tensor? places, Tensor? weights, Tensor slots, Tensor(a!) result, int column) -> ()");
   m.def(
-      "products_backward(Tensor gradient, int column, Tensor fields, Tensor? weights, Tensor slots) -> (Tensor of_fields, "
-      "Tensor of_weights)");
+      "products_backward(Tensor gradient, int column, Tensor fields, Tensor? places, Tensor? begins, Tensor? weights, Tensor "
+      "slots) -> (Tensor of_fields, Tensor of_weights)");
   m.def("project(Tensor x, Tensor onto) -> Tensor");
   m.def("project_backward(Tensor gradient, Tensor x, Tensor onto) -> (Tensor of_x, Tensor of_onto)");
   m.def(
-      "gated_products(Tensor fields, Tensor? weights, Tensor slots, Tensor gates, Tensor eps) -> (Tensor result, Tensor "
-      "means, Tensor variances)");
+      "gated_products(Tensor fields, Tensor? places, Tensor? weights, Tensor slots, Tensor gates, Tensor eps) -> (Tensor "
+      "result, Tensor means, Tensor variances)");
   m.def(
-      "gated_products_backward(Tensor gradient, Tensor fields, Tensor? weights, Tensor slots, Tensor gates, Tensor eps, "
-      "Tensor means, Tensor variances) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
+      "gated_products_backward(Tensor gradient, Tensor fields, Tensor? places, Tensor? begins, Tensor? weights, Tensor slots, "
+      "Tensor gates, Tensor eps, Tensor means, Tensor variances) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
   m.def(
       "power_sums(Tensor(a!) result, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float "
       "compensation) -> ()");

@@ -6,9 +6,12 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "combinations.h"
+#include "fields.h"
 #include "tiles.h"
 
 namespace {
@@ -192,18 +195,16 @@ class WeightPull {
   explicit WeightPull(const Combinations& of_)
       : of(of_), blocks(whole(of.d, kLanes) / kLanes), sums(of.weighted > 1 ? of.m * blocks : 0) {}
 
-  // Adds the rows of a tile, of which the first of `count` is given, by gradients g [M], zero for rows that are not
-  // there.
-  void add(const float* rows, int64_t count, const Lanes* g) {
-    int64_t width = of.d, stride = of.stride;
-    if (count < kLanes || width % kLanes) {
+  // Adds the rows of the tile at row `first`, by gradients g [M], zero for rows that are not there.
+  void add(int64_t first, const Lanes* g) {
+    const Fields& fields = of.fields;
+    const float* rows = fields.at(first, 0);
+    int64_t width = of.d, stride = fields.stride;
+    if (fields.places || fields.count(first) < kLanes || width % kLanes) {
       width = blocks * kLanes;
       stride = of.f * width;
-      padded.assign(kLanes * stride, 0.0f);
-      for (int64_t r = 0; r < count; ++r)
-        for (int64_t f = 0; f < of.f; ++f)
-          std::copy_n(rows + r * of.stride + f * of.d, of.d, padded.data() + r * stride + f * width);
-      rows = padded.data();
+      fields.copy(copied, first, width);
+      rows = copied.data();
     }
     for (int64_t b = 0; b < blocks; ++b) {
       const auto values = [&](int64_t r, int64_t field) {
@@ -235,31 +236,38 @@ class WeightPull {
   const Combinations& of;
   int64_t blocks;
   std::vector<Lanes> sums;  // [M, blocks]
-  std::vector<float> padded;
+  std::vector<float> copied;
 };
 
-// From the gradients of combinations to those of fields, result [B, F, D], and of weights that are vectors, if there
+// From the gradients of combinations to those of fields, in the shape of these, and of weights that are vectors, if there
 // are any, [M, D]. work(part, pull) of every part of the rows gives pull(first, x, g) of its tiles: the tile x at row
-// `first`, and gradients g [M + 1], the last one zero, as those of rows that are not there.
+// `first`, and gradients g [M + 1], the last one zero, as those of rows that are not there. begins is as
+// FieldGradients has it.
 template <typename Work>
-Tensor pull_parts(const Tiles& rows, float* result, const at::TensorOptions& options, const Work& work) {
+std::tuple<Tensor, Tensor> pull_parts(const Tiles& rows, const Tensor& fields, const std::optional<Tensor>& begins,
+                                      const Work& work) {
   const Combinations& of = rows.of;
-  const FieldPull fields(of);
+  const FieldPull pull_fields(of);
+  const int64_t shares = std::min<int64_t>(rows.parts, of.fields.places ? 4 : 16);
+  FieldGradients of_fields(fields, of.fields, begins, shares);
   std::vector<WeightPull> weights(rows.parts, WeightPull(of));
-  at::parallel_for(0, rows.parts, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
     Tile y(of.f * of.d);
     std::vector<Lanes> room(2 * of.d);
-    for (int64_t part = begin; part < end; ++part)
-      work(part, [&](int64_t first, const Lanes* x, const Lanes* g) {
-        const int64_t count = std::min(kLanes, rows.b - first);
-        fields(x, g, room.data(), y.values.data());
-        y.store(result + first * y.width, y.width, count);
-        if (of.weighted > 1) weights[part].add(of.fields + first * of.stride, count, g);
-      });
+    std::vector<float> row_by_row;
+    for (int64_t share = begin; share < end; ++share) {
+      of_fields.open(share);
+      for (int64_t part = rows.parts * share / shares; part < rows.parts * (share + 1) / shares; ++part)
+        work(part, [&](int64_t first, const Lanes* x, const Lanes* g) {
+          pull_fields(x, g, room.data(), y.values.data());
+          of_fields.add(share, y, first, row_by_row);
+          if (of.weighted > 1) weights[part].add(first, g);
+        });
+    }
   });
-  Tensor of_weights = at::zeros({of.weighted > 1 ? of.m : 0, of.d}, options);
+  Tensor of_weights = at::zeros({of.weighted > 1 ? of.m : 0, of.d}, fields.options());
   for (const WeightPull& part : weights) part.add_to(of_weights.mutable_data_ptr<float>());
-  return of_weights;
+  return {of_fields.close(), of_weights};
 }
 
 }  // namespace

@@ -43,17 +43,23 @@ struct Tile {
 
   // count rows, which begin `stride` apart.
   void load(const float* rows, int64_t stride, int64_t count) {
+    load([=](int64_t r) { return rows + r * stride; }, 0, width, count);
+  }
+
+  // `n` values, from `first` on, of count rows, which begin at row(r).
+  template <typename Row>
+  void load(const Row& row, int64_t first, int64_t n, int64_t count) {
     std::array<Lanes, kLanes> square;
-    for (int64_t c = 0; c < width; c += kLanes) {
-      if (count == kLanes && c + kLanes <= width) {
-        for (int64_t r = 0; r < kLanes; ++r) square[r] = *at(rows + r * stride + c);
+    for (int64_t c = 0; c < n; c += kLanes) {
+      if (count == kLanes && c + kLanes <= n) {
+        for (int64_t r = 0; r < kLanes; ++r) square[r] = *at(row(r) + c);
       } else {
         square = {};
         for (int64_t r = 0; r < count; ++r)
-          std::memcpy(&square[r], rows + r * stride + c, std::min(kLanes, width - c) * sizeof(float));
+          std::memcpy(&square[r], row(r) + c, std::min(kLanes, n - c) * sizeof(float));
       }
       transpose(square);
-      for (int64_t j = 0; j < kLanes; ++j) values[c + j] = square[j];
+      for (int64_t j = 0; j < kLanes; ++j) values[first + c + j] = square[j];
     }
   }
 

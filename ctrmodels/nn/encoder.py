@@ -144,16 +144,16 @@ class FeatureEncoder(nn.Module):
         self.plain_width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
         self.width = appended_width(self.plain_width, self.interests.width + self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
-        self.embedding.read = bool(fields or l2 or self.n_products or self.groups.width or self.micronets.width
-                                   or self.interests.width)
+        self.reads_fields = bool(fields or self.micronets.width or self.interests.width)
+        self.embedding.read = bool(self.reads_fields or l2 or self.n_products or self.groups.width)
 
     def forward(self, batch: Batch, lookup: Lookup | None = None) -> Encoded:
         """Encode B rows, whose ``lookup`` may be there already."""
         lookup = self.layout(batch) if lookup is None else lookup
         rows = self._by_row(batch, lookup)
         room = 0 if self.interests.width or self.micronets.width else self.groups.width
-        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum, others=room) if MAIN in rows else
-                self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum))
+        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum, self.reads_fields, room)
+                if MAIN in rows else self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum))
         return self._encoded(batch, lookup, laid, self._tables(batch, lookup, rows), self.steps(batch), rows)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
@@ -182,31 +182,30 @@ class FeatureEncoder(nn.Module):
         return {name: table(batch, lookup) for name, table in self.tables.items() if name not in besides}
 
     def _by_row(self, batch: Batch, lookup: Lookup) -> dict[str, ByRow]:
-        """What groups read of a training batch by row: the network's own embedding, and those of groups alone, where
-        the kernels apply and rows are not transformed."""
-        one_pass = self.training and not self.l2 and in_one_pass(lookup, batch.numeric) is not None
-        if not self.groups.width or not one_pass or ranks.count() > 1:
+        """What interactions and groups read of a training batch by row, where the kernels apply and rows are not
+        transformed."""
+        names = self.groups.tables | set(self.products.tables)
+        one_pass = self.training and names and in_one_pass(lookup, batch.numeric) is not None
+        if not one_pass or ranks.count() > 1:
             return {}
         touched, by_name = Touched(lookup.segments, self.bounds, len(lookup.index)), {MAIN: self.embedding}
-        by_name |= {name: cast(FieldEmbedding, table) for name, table in self.tables.items()
-                    if name not in self.products.tables}
+        by_name |= {name: cast(FieldEmbedding, table) for name, table in self.tables.items()}
         return {name: ByRow(touched.of(e.table), lookup, touched) for name, e in by_name.items()
-                if name in self.groups.tables and isinstance(e, UniformEmbedding)}
+                if name in names and isinstance(e, UniformEmbedding)}
 
     def _encoded(self, batch: Batch, lookup: Lookup, laid: LaidOut, tables: Mapping[str, Tensor],
                  steps: Mapping[str, Steps], rows: Mapping[str, ByRow] | None = None) -> Encoded:
         fields, flat, pair_sum, own = laid
-        by_name = {MAIN: fields, **tables}
+        by_name: dict[str, Tensor | ByRow] = {MAIN: fields, **tables, **(rows or {})}
         penalty = fields.new_zeros(())
         if self.l2:
-            penalty = self.l2 * torch.stack([e.square().sum() for e in by_name.values()]).sum() / fields.shape[0]
+            penalty = self.l2 * torch.stack([_squares(e) for e in by_name.values()]).sum() / len(batch)
         penalty = penalty if own is None else penalty + own
         interests = self.interests(fields.unbind(1), steps) if steps else ()
-        read: dict[str, Tensor | ByRow] = {**by_name, **(rows or {})}
         if flat.shape[1] > self.plain_width:  # it has room for them
-            flat = self.groups.written(flat, self.plain_width, read)
+            flat = self.groups.written(flat, self.plain_width, by_name)
         else:
-            flat = appended(flat, [*interests, *self.groups(read), *self.micronets(fields)])
+            flat = appended(flat, [*interests, *self.groups(by_name), *self.micronets(fields)])
         flat = self.dropout(flat)
         return Encoded(fields, flat, interests, [Interacting(self.products, by_name)], pair_sum, penalty, lookup,
                        batch.numeric, batch, partial(self.embedding.steps, batch))
@@ -229,6 +228,13 @@ class FeatureEncoder(nn.Module):
         """Operations per row: projections, interactions, groups, micro-networks and attention to histories."""
         return (sum(e.flops() for e in self.embeddings) + self.products.flops() + self.groups.flops()
                 + self.micronets.flops() + self.interests.flops())
+
+
+def _squares(embedding: Tensor | ByRow) -> Tensor:
+    """Sum of the squares of all looked-up values, a scalar."""
+    if isinstance(embedding, ByRow):
+        return embedding.rows.square().sum(1) @ embedding.touched.counts
+    return embedding.square().sum()
 
 
 class FirstOrder(nn.Module):

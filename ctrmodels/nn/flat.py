@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctrmodels.native import compiled, kernels
-from ctrmodels.nn.interaction import pair_inner_sum
+from ctrmodels.nn.pair_sum import pair_inner_sum
 from ctrmodels.nn.table import Lookup, PaddedLookup, Table, by_rows
 
 
@@ -22,7 +22,7 @@ class LaidOut(NamedTuple):
     Attributes:
         fields: float32 [B, F, D]; it may be empty if not asked for.
         flat: [B, W], fields and numeric values side by side; under autocast already in its type.
-        pair_sum: [B], :func:`~ctrmodels.nn.interaction.pair_inner_sum` of the fields; empty if not asked for.
+        pair_sum: [B], :func:`~ctrmodels.nn.pair_sum.pair_inner_sum` of the fields; empty if not asked for.
         penalty: scalar that the embedding adds to the loss, if it does.
     """
 

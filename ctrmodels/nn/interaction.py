@@ -11,9 +11,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
 
 from ctrmodels.archspec import Interaction
 from ctrmodels.native import compiled, kernels
+from ctrmodels.nn.rows import ByRow
+from ctrmodels.nn.table import Lookup
 from ctrmodels.nn.towers import full_precision
 
 CHUNK = 1 << 21  # values of a product with all fields that are there at once, 8 MiB
@@ -41,6 +44,45 @@ def arranged(combinations: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
     if len(combinations[0]) > 2:
         found = sorted(((*part, last), place) for place, (part, last) in enumerate(common_prefixes(combinations)))
     return torch.tensor([c for c, _ in found]).T.contiguous(), torch.tensor([place for _, place in found])
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What the compiled kernels compute the interactions of one kind from.
+
+    Attributes:
+        vectors: [B, N, W]; with ``lookup`` [U, N / F, W], what each row that is looked up has of the N.
+        slots: int64 [p, M] places among the N.
+        weights: [M, W] or [M, 1] of the products of vectors, whose sums over W are wanted.
+        lookup: where the vectors of a row of the batch are.
+    """
+
+    vectors: Tensor
+    slots: Tensor
+    weights: Tensor | None = None
+    lookup: Lookup | None = None
+
+    @classmethod
+    def of(cls, fields: Tensor | ByRow, slots: Tensor, weights: Tensor | None = None) -> Operand:
+        """Of the fields' own vectors."""
+        if isinstance(fields, ByRow):
+            return cls(fields.rows.unsqueeze(1), slots, weights, fields.lookup)
+        return cls(fields, slots, weights)
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.vectors) if self.lookup is None else self.lookup.shape[0]
+
+    @property
+    def places(self) -> Tensor | None:
+        """int32 [B, F]."""
+        return None if self.lookup is None else self.lookup.places.view(self.lookup.shape)
+
+    @property
+    def begins(self) -> Tensor | None:
+        """int32 [U], where among the look-ups, grouped by row, each row's begin."""
+        return None if self.lookup is None else self.lookup.segments.begins
 
 
 class InnerProducts(nn.Module):
@@ -81,10 +123,9 @@ class InnerProducts(nn.Module):
         left = _product(fields, self.prefixes) if len(self.prefixes) > 1 else fields
         return torch.bmm(left, fields.transpose(1, 2)).flatten(1).index_select(1, self.cells)
 
-    def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """What the compiled form takes: vectors [B, N, W], weights [M, W] or [M, 1], and int64 [p, M] places among
-        the N. The sums over W of weights times products of vectors are the columns ``moved`` of ``forward``."""
-        return fields, None, self.slots
+    def operand(self, fields: Tensor | ByRow) -> Operand:
+        """What the compiled form takes; its columns are the columns ``moved`` of ``forward``."""
+        return Operand.of(fields, self.slots)
 
     def flops(self, dim: int) -> int:
         """Operations per row, of the chosen ones alone."""
@@ -95,28 +136,28 @@ class _CompiledProducts(torch.autograd.Function):
     """Products of several kinds beside each other, of which no more is ever written down than their sums."""
 
     @staticmethod
-    def forward(ctx: Any, slots: tuple[Tensor, ...], *operands: Tensor | None) -> Tensor:
-        """``operands`` are the vectors and then the weights, or none, of every kind: → [B, M]."""
-        vectors = [cast(Tensor, x).contiguous() for x in operands[::2]]
-        weights = [None if w is None else w.contiguous() for w in operands[1::2]]
-        out = vectors[0].new_empty(len(vectors[0]), sum(s.shape[1] for s in slots))
+    def forward(ctx: Any, operands: Sequence[Operand], *tensors: Tensor | None) -> Tensor:
+        """``tensors`` are the vectors and then the weights, or none, of every operand: → [B, M]."""
+        vectors = [cast(Tensor, x).contiguous() for x in tensors[::2]]
+        weights = [None if w is None else w.contiguous() for w in tensors[1::2]]
+        out = vectors[0].new_empty(operands[0].rows, sum(o.slots.shape[1] for o in operands))
         column = 0
-        for x, w, s in zip(vectors, weights, slots, strict=True):
-            compiled().products(x, w, s, out, column)
-            column += s.shape[1]
-        ctx.slots = slots
+        for o, x, w in zip(operands, vectors, weights, strict=True):
+            compiled().products(x, o.places, w, o.slots, out, column)
+            column += o.slots.shape[1]
+        ctx.operands = operands
         ctx.save_for_backward(*vectors, *weights)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, n = gradients[0].contiguous(), len(ctx.slots)
+        gradient, n = gradients[0].contiguous(), len(ctx.operands)
         found: list[Tensor | None] = [None]
         column = 0
-        for x, w, s in zip(ctx.saved_tensors[:n], ctx.saved_tensors[n:], ctx.slots, strict=True):
-            of_vectors, of_weights = compiled().products_backward(gradient, column, x, w, s)
+        for o, x, w in zip(ctx.operands, ctx.saved_tensors[:n], ctx.saved_tensors[n:], strict=True):
+            of_vectors, of_weights = compiled().products_backward(gradient, column, x, o.places, o.begins, w, o.slots)
             found += [of_vectors, None if w is None else of_weights]
-            column += s.shape[1]
+            column += o.slots.shape[1]
         return tuple(found)
 
 
@@ -127,24 +168,26 @@ class _GatedProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, fields: Tensor, weights: Tensor | None, slots: Tensor, gates: Tensor,
+    def forward(ctx: Any, operand: Operand, vectors: Tensor, weights: Tensor | None, gates: Tensor,
                 epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Operands of a kind, ``gates`` [M] and ``epsilon`` [M]: → [B], and means and variances [M]."""
-        if fields.stride()[1:] != (fields.shape[2], 1):
-            fields = fields.contiguous()
+        """Vectors and weights of ``operand``, ``gates`` [M] and ``epsilon`` [M]: → [B], and means and variances [M]."""
+        if vectors.stride()[1:] != (vectors.shape[2], 1):
+            vectors = vectors.contiguous()
         weights, gates = None if weights is None else weights.contiguous(), gates.contiguous()
-        total, centre, variance = compiled().gated_products(fields, weights, slots, gates, epsilon)
-        ctx.slots = slots
-        ctx.save_for_backward(fields, weights, gates, epsilon, centre, variance)
+        total, centre, variance = compiled().gated_products(
+            vectors, operand.places, weights, operand.slots, gates, epsilon)
+        ctx.operand = operand
+        ctx.save_for_backward(vectors, weights, gates, epsilon, centre, variance)
         ctx.mark_non_differentiable(centre, variance)
         return total, centre, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        fields, weights, *others = ctx.saved_tensors
-        of_fields, of_weights, of_gates = compiled().gated_products_backward(
-            gradients[0].contiguous(), fields, weights, ctx.slots, *others)
-        return of_fields, None if weights is None else of_weights, None, of_gates, None
+        vectors, weights, *others = ctx.saved_tensors
+        o = ctx.operand
+        of_vectors, of_weights, of_gates = compiled().gated_products_backward(
+            gradients[0].contiguous(), vectors, o.places, o.begins, weights, o.slots, *others)
+        return None, of_vectors, None if weights is None else of_weights, of_gates, None
 
 
 def _product(fields: Tensor, slots: Tensor) -> Tensor:
@@ -201,6 +244,19 @@ class _PrefixProducts(torch.autograd.Function):
         return of_fields, None, None
 
 
+class _Arranged(torch.autograd.Function):
+    """Rows in another order, of which each is taken once: the gradient takes them back, where ``index_add`` adds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.order = order
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].index_select(0, ctx.order.argsort()), None
+
+
 class ScalarKernels(InnerProducts):
     """Inner products times a learned number each."""
 
@@ -212,9 +268,9 @@ class ScalarKernels(InnerProducts):
         """[B, F, D] → [B, M]."""
         return super().forward(fields) * self.kernels
 
-    def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def operand(self, fields: Tensor | ByRow) -> Operand:
         """See :class:`InnerProducts`."""
-        return fields, self.kernels.index_select(0, self.moved).unsqueeze(1), self.slots
+        return Operand.of(fields, self.slots, _Arranged.apply(self.kernels, self.moved).unsqueeze(1))
 
 
 class VectorKernels(nn.Module):
@@ -238,9 +294,9 @@ class VectorKernels(nn.Module):
             return (_product(fields, self.chosen) * self.kernels).sum(2)
         return cast(Tensor, _WeightedProducts.apply(fields, self.kernels, self.chosen))
 
-    def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def operand(self, fields: Tensor | ByRow) -> Operand:
         """See :class:`InnerProducts`."""
-        return fields, self.kernels.index_select(0, self.moved), self.slots
+        return Operand.of(fields, self.slots, _Arranged.apply(self.kernels, self.moved))
 
     def flops(self, dim: int) -> int:
         """Operations per row."""
@@ -283,6 +339,21 @@ class _Projection(torch.autograd.Function):
         return cast(tuple[Tensor, Tensor], compiled().project_backward(gradients[0].contiguous(), *ctx.saved_tensors))
 
 
+class _LookedUp(torch.autograd.Function):
+    """Short vectors of a batch's rows, side by side: there are so few values that to write them costs nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, lookup: Lookup) -> Tensor:
+        """[U, p] → [B * F, p]."""
+        ctx.lookup = lookup
+        return cast(Tensor, compiled().gather(rows, lookup.places))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        segments = ctx.lookup.segments
+        return embedding_bag(segments.order, gradients[0].contiguous(), segments.begins, mode="sum"), None
+
+
 class OuterProducts(nn.Module):
     """``prod_s <e_s, u_s>`` of chosen combinations of fields: the outer product under a kernel of rank one.
 
@@ -306,12 +377,16 @@ class OuterProducts(nn.Module):
             product = product * projected[:, :, place].index_select(1, self.slots[place])
         return product
 
-    def operands(self, fields: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    def operand(self, fields: Tensor | ByRow) -> Operand:
         """See :class:`InnerProducts`; here of numbers, those of a field for all places side by side."""
-        projected = cast(Tensor, _Projection.apply(fields.flatten(0, 1), self.vectors.T))
-        projected = projected.view(len(fields), -1, 1)  # [B, F * p, 1]
         places = torch.arange(len(self.slots), device=self.slots.device).unsqueeze(1)
-        return projected, None, self.slots * len(self.slots) + places
+        slots = self.slots * len(self.slots) + places
+        if isinstance(fields, ByRow):
+            projected = _Projection.apply(fields.rows, self.vectors.T)  # [U, p]
+            looked_up = cast(Tensor, _LookedUp.apply(projected, fields.lookup))
+            return Operand(looked_up.view(fields.lookup.shape[0], -1, 1), slots)
+        projected = cast(Tensor, _Projection.apply(fields.flatten(0, 1), self.vectors.T))  # [B * F, p]
+        return Operand(projected.view(len(fields), -1, 1), slots)
 
     def flops(self, dim: int) -> int:
         """Operations per row."""
@@ -365,27 +440,31 @@ class Products(nn.Module):
     def __len__(self) -> int:
         return len(self.order)
 
-    def forward(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """[B, F, D] of every embedding by name → [B, M], in the order of the interactions."""
+    def forward(self, fields: Mapping[str, Tensor | ByRow]) -> Tensor:
+        """[B, F, D] of every embedding by name, or its rows → [B, M], in the order of the interactions."""
         if not len(self):
-            return next(iter(fields.values())).new_zeros(len(next(iter(fields.values()))), 0)
+            some = next(iter(fields.values()))
+            rows, values = (some.lookup.shape[0], some.rows) if isinstance(some, ByRow) else (len(some), some)
+            return values.new_zeros(rows, 0)
         if self.compiles(fields):
             operands = self._operands(fields)
-            slots = tuple(s for _, _, s in operands)
-            found = cast(Tensor, _CompiledProducts.apply(slots, *(t for x, w, _ in operands for t in (x, w))))
+            tensors = [t for o in operands for t in (o.vectors, o.weights)]
+            found = cast(Tensor, _CompiledProducts.apply(operands, *tensors))
             return found if self.in_order else found.index_select(1, self.order)
         columns = torch.cat([part(fields[table]) for table, part in zip(self.tables, self.parts, strict=True)], 1)
         return columns if len(self.parts) == 1 else columns.index_select(1, self.order_apart)
 
-    def compiles(self, fields: Mapping[str, Tensor]) -> bool:
+    def compiles(self, fields: Mapping[str, Tensor | ByRow]) -> bool:
         """Whether compiled kernels read these."""
-        return kernels(*(fields[table] for table in self.tables)) is not None
+        read = (fields[table] for table in self.tables)
+        return kernels(*(e.rows if isinstance(e, ByRow) else e for e in read)) is not None
 
-    def gated(self, fields: Mapping[str, Tensor], gates: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gated(self, fields: Mapping[str, Tensor | ByRow], gates: Tensor, epsilon: Tensor
+              ) -> tuple[Tensor, Tensor, Tensor]:
         """The sum of all interactions, normalised over the batch, by their gates; by the compiled kernels.
 
         Args:
-            fields: [B, F, D] of every embedding by name.
+            fields: [B, F, D] of every embedding by name, or its rows.
             gates: [M].
             epsilon: [M], beside the variances.
 
@@ -395,16 +474,16 @@ class Products(nn.Module):
         if not self.in_order:
             gates, epsilon = gates.index_select(0, self.places), epsilon.index_select(0, self.places)
         operands = self._operands(fields)
-        sizes = [slots.shape[1] for _, _, slots in operands]
-        total, *moments = zip(*(_GatedProducts.apply(*own, g, e) for own, g, e in zip(
+        sizes = [o.slots.shape[1] for o in operands]
+        total, *moments = zip(*(_GatedProducts.apply(o, o.vectors, o.weights, g, e) for o, g, e in zip(
             operands, gates.split(sizes), epsilon.split(sizes), strict=True)), strict=True)
         centre, variance = (torch.cat(part) for part in moments)
         if not self.in_order:
             centre, variance = centre.index_select(0, self.order), variance.index_select(0, self.order)
         return reduce(torch.add, total), centre, variance
 
-    def _operands(self, fields: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-        return [cast(InnerProducts, part).operands(fields[table])
+    def _operands(self, fields: Mapping[str, Tensor | ByRow]) -> list[Operand]:
+        return [cast(InnerProducts, part).operand(fields[table])
                 for table, part in zip(self.tables, self.parts, strict=True)]
 
     def flops(self) -> int:
@@ -419,11 +498,11 @@ class Interacting:
 
     Attributes:
         products: which.
-        fields: [B, F, D] of every embedding by name.
+        fields: [B, F, D] of every embedding by name, or its rows.
     """
 
     products: Products
-    fields: Mapping[str, Tensor]
+    fields: Mapping[str, Tensor | ByRow]
 
     def values(self) -> Tensor:
         """[B, M]."""
@@ -432,32 +511,6 @@ class Interacting:
     def gated(self, gates: Tensor, epsilon: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """:meth:`Products.gated`, where compiled kernels can read the fields."""
         return self.products.gated(self.fields, gates, epsilon) if self.products.compiles(self.fields) else None
-
-
-class _PairInnerSum(torch.autograd.Function):
-    """Forward and backward read the fields once each and write no product of their size."""
-
-    @staticmethod
-    def forward(ctx: Any, fields: Tensor) -> Tensor:
-        total = fields.sum(1)  # [B, D]
-        ctx.save_for_backward(fields, total)
-        norm = torch.linalg.vector_norm(fields.flatten(1), dim=1)  # [B]
-        return 0.5 * (total.square().sum(1) - norm.square())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        fields, total = ctx.saved_tensors
-        g = gradients[0].view(-1, 1, 1)
-        return torch.addcmul(g * total.unsqueeze(1), fields, g, value=-1)
-
-
-def pair_inner_sum(fields: Tensor) -> Tensor:
-    """Sum over all pairs of fields of their inner products, in time linear in the number of fields.
-
-    ``sum_{i<j} <e_i, e_j> = (|sum_i e_i|^2 - sum_i |e_i|^2) / 2``; "Factorization Machines", ICDM 2010, lemma 3.1.
-    [B, F, D] → [B].
-    """
-    return cast(Tensor, _PairInnerSum.apply(fields))
 
 
 class CrossNet(nn.Module):

@@ -37,7 +37,7 @@ class AutoIPNN(GatedModel):
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  dropout: float = 0.0, l2: float = 0.0, gate_init: float = 0.1,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, spec, objective, dropout, l2, embedding)
+        super().__init__(schema, spec, objective, dropout, l2, embedding, fields=False)
         n = self.encoder.n_products
         self.norm = ProductNorm(spec.products) if n else None
         self.gates = nn.Parameter(torch.full((n, 1), gate_init))

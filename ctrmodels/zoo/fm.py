@@ -8,7 +8,7 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded, FirstOrder
-from ctrmodels.nn.interaction import pair_inner_sum
+from ctrmodels.nn.pair_sum import pair_inner_sum
 from ctrmodels.zoo.base import CTRModel, without_interactions
 
 

@@ -333,12 +333,12 @@ def test_products_are_written_beside_each_other_and_differentiate(operations, wi
     g = torch.randn(rows, m + 5, generator=generator)
     out = torch.full((rows, m + 5), 7.0)
     x32, w32 = x.float(), None if w is None else w.float()
-    operations.products(x32, w32, slots, out, 3)
+    operations.products(x32, None, w32, slots, out, 3)
     assert (out[:, :3] == 7).all() and (out[:, m + 3:] == 7).all()
     leaves = [t.requires_grad_() for t in (x, w) if t is not None]
     expected = by_hand(x, w, slots)
     gradients = torch.autograd.grad(expected, leaves, g[:, 3:m + 3].double())
-    found = operations.products_backward(g, 3, x32, w32, slots)
+    found = operations.products_backward(g, 3, x32, None, None, w32, slots)
     for mine, theirs in zip([out[:, 3:m + 3], *found], [expected, *gradients], strict=False):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-5)
 
@@ -381,8 +381,8 @@ def test_gated_products_are_normalised_and_added_up(
     x32 = wide[:, :fields * width].unflatten(1, (fields, width))
     w32 = torch.randn(m, width if weighted == "each" else 1, generator=generator) if weighted else None
     gates, eps, g = torch.randn(m, generator=generator), torch.full((m,), 0.1), torch.randn(rows, generator=generator)
-    total, means, variances = operations.gated_products(x32, w32, slots, gates, eps)
-    found = operations.gated_products_backward(g, x32, w32, slots, gates, eps, means, variances)
+    total, means, variances = operations.gated_products(x32, None, w32, slots, gates, eps)
+    found = operations.gated_products_backward(g, x32, None, None, w32, slots, gates, eps, means, variances)
     leaves = [t.double().requires_grad_() for t in (x32, gates, *([] if w32 is None else [w32]))]
     products = by_hand(leaves[0], leaves[2] if weighted else None, slots)
     expected = normalised(products, eps) @ leaves[1]
@@ -393,11 +393,57 @@ def test_gated_products_are_normalised_and_added_up(
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
 
 
+@pytest.mark.parametrize("own", [1, 2])
+@pytest.mark.parametrize("weighted", ["", "one", "each"])
+@pytest.mark.parametrize("width", [1, 5, 16, 20])
+@pytest.mark.parametrize("rows", [2, 37, 80])
+def test_products_of_vectors_by_place_are_those_of_the_looked_up_ones(
+        operations, rows: int, width: int, weighted: str, own: int) -> None:
+    """Both kernels, in both directions: vectors of which a look-up has one or several, and which many, few or single
+    look-ups have. A vector's gradient is the sum of its look-ups'."""
+    generator = torch.Generator().manual_seed(0)
+    fields, sizes = 5, torch.tensor([1, 2, 10, 1000, 3])
+    ids = (torch.rand(rows, fields, generator=generator) * sizes).int() + torch.tensor([0, 1, 3, 13, 1013]).int()
+    found = Lookup(ids.flatten(), None, (rows, fields))
+    places, begins = found.places.view(rows, fields), found.segments.begins
+    vectors = torch.randn(len(begins), own, width, generator=generator)
+    looked_up = vectors[places.long()].flatten(1, 2).contiguous()
+    slots = torch.combinations(torch.arange(fields * own)).T.contiguous()
+    m = slots.shape[1]
+    w = torch.randn(m, width if weighted == "each" else 1, generator=generator) if weighted else None
+    gates, eps, g = torch.randn(m, generator=generator), torch.full((m,), 0.1), torch.randn(rows, generator=generator)
+    of_products = torch.randn(rows, m, generator=generator)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    ours, theirs = torch.empty(rows, m), torch.empty(rows, m)
+    operations.products(vectors, places, w, slots, ours, 0)
+    operations.products(looked_up, None, w, slots, theirs, 0)
+    pairs += [(ours, theirs), *zip(operations.products_backward(of_products, 0, vectors, places, begins, w, slots),
+                                   operations.products_backward(of_products, 0, looked_up, None, None, w, slots),
+                                   strict=True)]
+    mine = operations.gated_products(vectors, places, w, slots, gates, eps)
+    other = operations.gated_products(looked_up, None, w, slots, gates, eps)
+    pairs += [*zip(mine, other, strict=True),
+              *zip(operations.gated_products_backward(g, vectors, places, begins, w, slots, gates, eps, *mine[1:]),
+                   operations.gated_products_backward(g, looked_up, None, None, w, slots, gates, eps, *other[1:]),
+                   strict=True)]
+    for ours, theirs in pairs:
+        if theirs.shape == looked_up.shape:
+            theirs = torch.zeros_like(vectors).index_add_(0, found.places.long(), theirs.view(-1, own, width))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()) if theirs.numel() else 0)
+
+
+def test_a_place_behind_the_last_vector_is_refused(operations) -> None:
+    slots, out = torch.tensor([[0], [1]]), torch.empty(1, 1)
+    for place in (-1, 3):
+        with pytest.raises(IndexError, match="a place behind the last of 3"):
+            operations.products(torch.randn(3, 1, 4), torch.tensor([[0, place]]).int(), None, slots, out, 0)
+
+
 def test_variances_of_columns_far_from_zero_keep_their_digits(operations) -> None:
     """A mean of a thousand standard deviations: squares of the values themselves would leave none."""
     spread = 1 + 1e-3 * torch.randn(4096, 1, 1, generator=torch.Generator().manual_seed(0))
     x, slots, one = torch.cat([spread, torch.ones(4096, 1, 1)], 1), torch.tensor([[0], [1]]), torch.ones(1)
-    _, mean, variance = operations.gated_products(x, None, slots, one, one)
+    _, mean, variance = operations.gated_products(x, None, None, slots, one, one)
     assert float(mean) == pytest.approx(float(spread.double().mean()), rel=1e-6)
     assert float(variance) == pytest.approx(float(spread.double().var(unbiased=False)), rel=1e-4)
     naive = float(spread.square().mean() - spread.mean().square())
@@ -460,18 +506,22 @@ def test_sums_are_the_same_bits_on_any_number_of_threads(operations) -> None:
             numeric = table[:, :3].contiguous()
             vectors, slots = gradient[:4096 * f].view(4096, f, 16), torch.combinations(torch.arange(f)).T.contiguous()
             products = torch.empty(4096, slots.shape[1])
-            operations.products(vectors, None, slots, products, 0)
+            operations.products(vectors, None, None, slots, products, 0)
             weights = table[:slots.shape[1]].contiguous()
             z, offsets = hidden[:, :15].contiguous(), table[:3, :4].contiguous()
             mixed, shares = operations.mix(z, offsets, 1)
             fields, flat, sums, total = operations.gather_flat(table, lookup, numeric, f * 16 + 3, True, True, True)
             gates, gated = torch.ones(slots.shape[1]), []
+            found = Lookup(by_field, None, (4096, f))
+            by_row = torch.randn(len(found.segments.rows), 1, 16, generator=torch.Generator().manual_seed(0))
             for w in (None, weights):
-                own = vectors, w, slots, gates, gates
-                out, *moments = operations.gated_products(*own)
-                gated += [out, *moments, *operations.gated_products_backward(out, *own, *moments)]
+                for x, places, starts in ((vectors, None, None),
+                                          (by_row, found.places.view(4096, f), found.segments.begins)):
+                    out, *moments = operations.gated_products(x, places, w, slots, gates, gates)
+                    gated += [out, *moments, *operations.gated_products_backward(
+                        out, x, places, starts, w, slots, gates, gates, *moments)]
             return [*gated, *operations.project_backward(table[:, :2].contiguous(), table, table[:2].contiguous()),
-                    products, *operations.products_backward(products, 0, vectors, weights, slots),
+                    products, *operations.products_backward(products, 0, vectors, None, None, weights, slots),
                     rows, order, begins, *operations.group(by_field, f),
                     operations.gather(table, lookup), fields, flat, sums, total,
                     operations.gather_flat_backward(flat, fields, sums, fields, total, order, begins),
