@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -64,18 +65,20 @@ struct Fields {
   // These, row after row; each field takes up `wide` values, of which those behind its own are zero, as are rows that are
   // not there.
   void copy(std::vector<float>& to, int64_t first, int64_t wide) const {
-    const int64_t own = f / look_ups, n = width();
     to.resize(kLanes * f * wide);
-    if (count(first) < kLanes || wide > d) std::fill(to.begin(), to.end(), 0.0f);
-    for (int64_t r = 0; r < count(first); ++r)
-      for (int64_t c = 0; c < look_ups; ++c) {
-        const float* from = at(first + r, c);
-        float* into = to.data() + (r * f + c * own) * wide;
-        if (wide == d)
-          for (int64_t j = 0; j < n; ++j) into[j] = from[j];
-        else
-          for (int64_t k = 0; k < own; ++k) std::copy_n(from + k * d, d, into + k * wide);
-      }
+    const int64_t rows = count(first), own = f / look_ups, n = width();
+    if (rows < kLanes || wide > d) std::fill(to.begin(), to.end(), 0.0f);
+    float* into = to.data();
+    if (places && wide == d && n % kLanes == 0) {
+      const int32_t* place = places + first * look_ups;
+      for (int64_t i = 0; i < rows * look_ups; ++i)
+        for (int64_t j = 0; j < n; j += kLanes, into += kLanes) lanes_at(into) = lanes_at(values + place[i] * stride + j);
+      return;
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < look_ups; ++c)
+        for (int64_t k = 0; k < own; ++k, into += wide)
+          for (int64_t j = 0; j < d; ++j) into[j] = at(first + r, c)[k * d + j];
   }
 };
 
@@ -114,12 +117,13 @@ class FieldGradients {
     const int64_t u = begins->numel(), n = of.b * of.look_ups;
     TORCH_CHECK(u == fields.size(0), "shapes do not fit");
     const int32_t* begin = begins->const_data_ptr<int32_t>();
-    turn.resize(u, -1);
-    for (int64_t k = 0; k < u; ++k)
-      if ((k + 1 < u ? begin[k + 1] : n) - begin[k] > 1) {
-        turn[k] = static_cast<int32_t>(several.size());
-        several.push_back(k);
-      }
+    turn.resize(u);
+    for (int64_t k = 0; k < u; ++k) {
+      const bool single = (k + 1 < u ? begin[k + 1] : n) - begin[k] == 1;
+      turn[k] = static_cast<int32_t>(single ? ~k : several.size());
+      if (!single) several.push_back(k);
+    }
+    result.zero_();
     step = static_cast<int64_t>(several.size()) * width;
     sums = at::empty({parts, step}, fields.options());
     sum = sums.mutable_data_ptr<float>();
@@ -136,14 +140,17 @@ class FieldGradients {
     if (!of.places) return y.store(out + first * wide, wide, of.count(first));
     room.resize(kLanes * wide);
     y.store(room.data(), wide, of.count(first));
-    float* own = sum + part * step;
-    for (int64_t i = 0; i < of.count(first) * of.look_ups; ++i) {
-      const int64_t place = of.places[first * of.look_ups + i], at = turn[place];
-      const float* from = room.data() + i * width;
-      float* to = at < 0 ? out + place * width : own + at * width;
-      if (at < 0) std::copy_n(from, width, to);
-      else if (width == kLanes) *reinterpret_cast<LanesAnywhere*>(to) += *reinterpret_cast<const LanesAnywhere*>(from);
-      else for (int64_t j = 0; j < width; ++j) to[j] += from[j];
+    // Without a branch, which no processor would foresee.
+    const std::array<float*, 2> to = {sum + part * step, out};
+    const int32_t *places = of.places + first * of.look_ups, n = of.count(first) * of.look_ups;
+    const float* from = room.data();
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t at = turn[places[i]], single = at >> 31;
+      float* into = to[-single] + static_cast<int64_t>(at ^ single) * width;
+      if (width % kLanes == 0)
+        for (int64_t j = 0; j < width; j += kLanes, from += kLanes) lanes_at(into + j) += lanes_at(from);
+      else
+        for (int64_t j = 0; j < width; ++j) into[j] += *from++;
     }
   }
 
@@ -166,7 +173,7 @@ class FieldGradients {
   int64_t parts, width, step = 0;
   float *out, *sum = nullptr;
   std::vector<int64_t> several;  // these vectors
-  std::vector<int32_t> turn;     // of each vector among them; -1
+  std::vector<int32_t> turn;     // of each vector among them; of what only one has, ~vector
 };
 
 }  // namespace

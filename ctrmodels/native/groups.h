@@ -58,8 +58,6 @@ struct Columns {
   const float* row(int64_t i) const { return values + i * stride; }
 };
 
-const LanesAnywhere& lanes_at(const float* values) { return *reinterpret_cast<const LanesAnywhere*>(values); }
-
 // The first `count` lanes.
 void put(float* to, const Lanes& values, int64_t count) {
   std::copy_n(reinterpret_cast<const float*>(&values), count, to);

@@ -14,6 +14,9 @@ constexpr int64_t kLanes = 16;  // rows that are computed at once
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 using LanesAnywhere = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
 
+const LanesAnywhere& lanes_at(const float* values) { return *reinterpret_cast<const LanesAnywhere*>(values); }
+LanesAnywhere& lanes_at(float* values) { return *reinterpret_cast<LanesAnywhere*>(values); }
+
 Lanes all(float value) { return value - Lanes{}; }
 
 int64_t whole(int64_t n, int64_t part) { return (n + part - 1) / part * part; }
@@ -52,7 +55,7 @@ struct Tile {
     std::array<Lanes, kLanes> square;
     for (int64_t c = 0; c < n; c += kLanes) {
       if (count == kLanes && c + kLanes <= n) {
-        for (int64_t r = 0; r < kLanes; ++r) square[r] = *at(row(r) + c);
+        for (int64_t r = 0; r < kLanes; ++r) square[r] = lanes_at(row(r) + c);
       } else {
         square = {};
         for (int64_t r = 0; r < count; ++r)
@@ -69,17 +72,13 @@ struct Tile {
       for (int64_t j = 0; j < kLanes; ++j) square[j] = values[c + j];
       transpose(square);
       if (count == kLanes && c + kLanes <= width) {
-        for (int64_t r = 0; r < kLanes; ++r) *at(rows + r * stride + c) = square[r];
+        for (int64_t r = 0; r < kLanes; ++r) lanes_at(rows + r * stride + c) = square[r];
       } else {
         for (int64_t r = 0; r < count; ++r)
           std::memcpy(rows + r * stride + c, &square[r], std::min(kLanes, width - c) * sizeof(float));
       }
     }
   }
-
- private:
-  static const LanesAnywhere* at(const float* values) { return reinterpret_cast<const LanesAnywhere*>(values); }
-  static LanesAnywhere* at(float* values) { return reinterpret_cast<LanesAnywhere*>(values); }
 };
 
 }  // namespace

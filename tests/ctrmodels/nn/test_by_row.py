@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -60,9 +58,9 @@ def test_by_row_is_by_look_up(monkeypatch, model: type, l2: float) -> None:
         assert mine[0] > without * 1.01, "the penalty counts"
 
 
-def test_a_model_that_does_not_read_fields_has_none_written() -> None:
-    encoder = FeatureEncoder(LOG.schema, replace(SPEC, groups=(), tables={}, interactions=(Interaction((0, 1)),)),
-                             fields=False)
+def test_fields_that_nobody_reads_are_not_written() -> None:
+    """Beside rows, and a flat form in another type."""
+    encoder = FeatureEncoder(LOG.schema, SPEC, fields=False)
     with torch.autocast("cpu", torch.bfloat16):
         encoded = encoder(BATCH)
     assert not encoded.fields.numel() and encoded.flat.shape == (700, encoder.width)
