@@ -137,7 +137,7 @@ class FeatureEncoder(nn.Module):
         dims = {MAIN: self.embedding.dim, **dims}
         self.products = Products(spec.products, self.n_fields, dims)
         self.groups = Groups(spec.groups, self.n_fields, dims)
-        self.micronets = MicroNets(spec.micronets, self.embedding.dim)
+        self.micronets = MicroNets(spec.micronets, self.n_fields, self.embedding.dim)
         self.interests = Interests(schema, self.embedding.dim, attended.histories, softmax=attended.softmax)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum

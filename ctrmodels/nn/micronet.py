@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ctrmodels.archspec import MAIN, Interaction
+from ctrmodels.nn.norm import BatchNorm
 
 SUM, HADAMARD, CONCAT, PRODUCT = 1, 2, 3, 4
 ROWS = 256  # computed at a time: what many micro-networks take in training is that of so many rows, not of the batch
@@ -152,12 +153,17 @@ class MicroNets(nn.Module):
     Feature Interactions and Their Architectures for Click-through Rate Prediction", CIKM 2020; how slots are wired is
     reconstructed, since there is no public code.
 
+    Ours is that they read embeddings that are normalised over the batch, without scale and shift, as groups do
+    (:mod:`ctrmodels.nn.group`). Embeddings start small and products of them smaller by as much again, so that on a log
+    of few positives the MLP overfits what single fields say before it has heard of any product.
+
     Of a large batch, rows are computed some at a time, and in training their activations once more in the backward pass
     instead of being kept: they take the memory of ``ROWS`` rows, or of ``VALUES`` values of the vectors, and the
     processor's cache holds more of them.
 
     Args:
         interactions: of any orders, all micronets.
+        n_fields: F.
         dim: D.
 
     Attributes:
@@ -168,7 +174,7 @@ class MicroNets(nn.Module):
         ValueError: genes or fields that no micro-network has.
     """
 
-    def __init__(self, interactions: Sequence[Interaction], dim: int) -> None:
+    def __init__(self, interactions: Sequence[Interaction], n_fields: int, dim: int) -> None:
         super().__init__()
         for i in interactions:
             if not i.genes or not set(i.genes) <= {SUM, HADAMARD, CONCAT, PRODUCT}:
@@ -180,6 +186,7 @@ class MicroNets(nn.Module):
         if len({i.fields for i in interactions}) < len(interactions):
             raise ValueError("two micro-networks of the same fields: a combination has one")
         self.dim = dim
+        self.norm = BatchNorm(n_fields * dim) if interactions else None
         self.interactions = tuple(sorted(interactions, key=lambda i: i.order))
         self.width = dim * len(interactions)
         self.orders = nn.ModuleList(SameOrder(list(same), dim)
@@ -187,8 +194,9 @@ class MicroNets(nn.Module):
 
     def forward(self, fields: Tensor) -> list[Tensor]:
         """[B, F, D] → [B, M * D] of every order."""
-        if not self.orders:
+        if self.norm is None:
             return []
+        fields = self.norm(fields.flatten(1)).view(fields.shape)
         if torch.compiler.is_exporting():
             return [order(fields.transpose(0, 1)) for order in self.orders]
         if len(fields) <= (rows := max(ROWS, VALUES // self.width)):
@@ -203,4 +211,5 @@ class MicroNets(nn.Module):
 
     def flops(self) -> int:
         """Operations per row."""
-        return sum(cost_of(i.genes, i.order, self.dim)[1] for i in self.interactions)
+        normalised = 0 if self.norm is None else 2 * self.norm.num_features
+        return normalised + sum(cost_of(i.genes, i.order, self.dim)[1] for i in self.interactions)

@@ -429,7 +429,8 @@ def test_products_of_vectors_by_place_are_those_of_the_looked_up_ones(
     for ours, theirs in pairs:
         if theirs.shape == looked_up.shape:
             theirs = torch.zeros_like(vectors).index_add_(0, found.places.long(), theirs.view(-1, own, width))
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()) if theirs.numel() else 0)
+        largest = float(theirs.abs().max()) if theirs.numel() else 0.0
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * largest)
 
 
 def test_a_place_behind_the_last_vector_is_refused(operations) -> None:
