@@ -174,8 +174,7 @@ struct Tiles {
     Tile x(of.f * of.d);
     std::vector<Lanes> room(2 * of.d);
     std::vector<float> rows;
-    for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
-      const int64_t first = t * kLanes;
+    each_tile(part, [&](int64_t first) {
       of.fields.load(x, first, rows);
       const Ahead ahead(of.fields, first + kLanes);
       const auto take = [&](const auto& f) {
@@ -183,7 +182,13 @@ struct Tiles {
                    : each_sum<0>(of, x.values.data(), ahead, room.data(), f);
       };
       work(first, take, x.values.data());
-    }
+    });
+  }
+
+  // work(first) of every tile of a part.
+  template <typename Work>
+  void each_tile(int64_t part, const Work& work) const {
+    for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) work(t * kLanes);
   }
 
   // add(first, take, sums) of every tile adds to sums [M] -> those of all rows.

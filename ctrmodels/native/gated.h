@@ -1,14 +1,16 @@
-// Interactions, normalised over the batch and added up by their gates, of which nothing but the sums is written down.
+// Interactions, normalised over the batch and added up by their gates.
 //
 // Of M combinations, x_bk as in products():
 //   n_bk = (x_bk - mean_k) / sqrt(variance_k + eps_k),  y_b = sum_k gate_k n_bk.
-// Every x is computed again by each of the passes over the rows, which is quicker than to read it.
+// Every x is computed once, and kept for the other passes over the rows as it is computed, tile after tile; those of short
+// vectors are computed again, which is quicker than to read them.
 #pragma once
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <optional>
@@ -33,9 +35,78 @@ Lanes folded(Lanes a, Lanes b) {
   return halves(std::make_index_sequence<kLanes>());
 }
 
+// What is kept of the combinations of a batch: float32 [tiles, M, kLanes], or nothing.
+struct Kept {
+  const Tiles& rows;
+  Tensor values;
+
+  explicit Kept(const Tiles& rows_)
+      : rows(rows_), values(at::empty({rows.of.d < kShort ? 0 : rows.tiles, rows.of.m, kLanes}, at::kFloat)) {}
+  Kept(const Tiles& rows_, const Tensor& values_) : rows(rows_), values(values_) {
+    check(values, at::kFloat, 3, "what was kept");
+    TORCH_CHECK(values.size(0) == (rows.of.d < kShort ? 0 : rows.tiles) && values.size(1) == rows.of.m &&
+                    values.size(2) == kLanes,
+                "shapes do not fit");
+  }
+
+  // The combinations of the tile at row `first`, as take() has them; room is for M.
+  template <typename Take>
+  const Lanes* of(int64_t first, const Take& take, Lanes* room) const {
+    if (values.numel()) return at(first);
+    take([room](int64_t k, Lanes x) { room[k] = x; });
+    return room;
+  }
+
+  // Where they are kept, if they are.
+  Lanes* at(int64_t first) const {
+    return reinterpret_cast<Lanes*>(values.mutable_data_ptr<float>()) + first / kLanes * rows.of.m;
+  }
+
+  // work(part, first, x) of every tile of every part, from row `first` on.
+  template <typename Work>
+  void each(const Work& work) const {
+    at::parallel_for(0, rows.parts, 1, [&](int64_t begin, int64_t end) {
+      std::vector<Lanes> room(rows.of.m);
+      for (int64_t part = begin; part < end; ++part)
+        if (values.numel())
+          rows.each_tile(part, [&](int64_t first) { work(part, first, at(first)); });
+        else
+          rows.of_part(part, [&](int64_t first, const auto& take, const Lanes*) {
+            work(part, first, of(first, take, room.data()));
+          });
+    });
+  }
+
+  // sum_k scale_k (x_bk - centre_k) -> out [B].
+  void by_row(const float* scale, const float* centre, float* out) const {
+    constexpr int64_t kSums = 4;  // that need not wait for each other
+    each([=, this, m = rows.of.m](int64_t, int64_t first, const Lanes* x) {
+      std::array<Lanes, kSums> sums{};
+      for (int64_t k = 0; k < m; ++k) sums[k % kSums] += scale[k] * (x[k] - centre[k]);
+      const Lanes sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      std::copy_n(reinterpret_cast<const float*>(&sum), std::min(kLanes, rows.b - first), out + first);
+    });
+  }
+
+  // sum_b scale_b x_bk, [M].
+  std::vector<Lanes> by_combination(const float* scale) const {
+    const int64_t m = rows.of.m;
+    std::vector<std::vector<Lanes>> found(rows.parts, std::vector<Lanes>(m));
+    each([&](int64_t part, int64_t first, const Lanes* x) {
+      const Lanes own = rows.at(scale, first);
+      for (int64_t k = 0; k < m; ++k) found[part][k] += own * x[k];
+    });
+    return Tiles::added_up(found);
+  }
+
+ private:
+  static constexpr int64_t kShort = 4;
+};
+
 // Means and variances over the rows, [M]. In one pass, by sums of what exceeds the first tile's mean and of its square:
-// "Algorithms for Computing the Sample Variance", The American Statistician 1983, on shifted data.
-void moments(const Tiles& rows, float* means, float* variances) {
+// "Algorithms for Computing the Sample Variance", The American Statistician 1983, on shifted data. kept x stays in kept, if there
+// is room.
+void moments(const Tiles& rows, const Kept& kept, float* means, float* variances) {
   const int64_t m = rows.of.m, count = std::min(kLanes, rows.b);
   std::vector<float> shift(m);
   const auto first_mean = [&](int64_t k, Lanes x) {
@@ -44,9 +115,14 @@ void moments(const Tiles& rows, float* means, float* variances) {
   Tiles(rows.of, count).of_part(0, [&](int64_t, const auto& take, const Lanes*) { take(first_mean); });
   const std::vector<Lanes> sums = rows.sums([&](int64_t first, const auto& take, Lanes* sum) {
     const Lanes there = rows.there(first);
-    take([=, shift = shift.data()](int64_t k, Lanes x) {
+    const auto add = [=, shift = shift.data()](int64_t k, Lanes x) {
       const Lanes above = x - shift[k] * there;
       sum[k] += folded(above, above * above);
+    };
+    if (!kept.values.numel()) return take(add);
+    take([=, keep = kept.at(first)](int64_t k, Lanes x) {
+      add(k, x);
+      keep[k] = x;
     });
   });
   for (int64_t k = 0; k < m; ++k) {
@@ -81,8 +157,9 @@ struct Gated {
   float number(int64_t k) const { return numbers ? numbers[k] : 1.0f; }
 };
 
-// fields, places, weights and slots of products(), gates [M] and eps [M] -> y [B], means [M], variances [M].
-std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const std::optional<Tensor>& places,
+// fields, places, weights and slots of products(), gates [M] and eps [M] -> y [B], means [M], variances [M], and what
+// the backward pass wants kept.
+std::tuple<Tensor, Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const std::optional<Tensor>& places,
                                                   const std::optional<Tensor>& weights, const Tensor& slots,
                                                   const Tensor& gates, const Tensor& eps) {
   const Gated gated(fields, places, weights, slots);
@@ -93,7 +170,8 @@ std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const st
   Tensor means = at::empty({of.m}, gates.options()), variances = at::empty({of.m}, gates.options());
   float *out = result.mutable_data_ptr<float>(), *mean = means.mutable_data_ptr<float>();
   float* variance = variances.mutable_data_ptr<float>();
-  moments(rows, mean, variance);
+  Kept kept(rows);
+  moments(rows, kept, mean, variance);
   const std::vector<float> centre(mean, mean + of.m);
   std::vector<float> scale(of.m);
   for (int64_t k = 0; k < of.m; ++k) {
@@ -102,20 +180,11 @@ std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const st
     variance[k] *= number * number;
     scale[k] = gates.const_data_ptr<float>()[k] * number / std::sqrt(variance[k] + eps.const_data_ptr<float>()[k]);
   }
-  at::parallel_for(0, rows.parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part)
-      rows.of_part(part, [&](int64_t first, const auto& take, const Lanes*) {
-        Lanes sum{};
-        take([&sum, scale = scale.data(), centre = centre.data()](int64_t k, Lanes x) {
-          sum += scale[k] * (x - centre[k]);
-        });
-        std::copy_n(reinterpret_cast<const float*>(&sum), std::min(kLanes, rows.b - first), out + first);
-      });
-  });
-  return {result, means, variances};
+  kept.by_row(scale.data(), centre.data(), out);
+  return {result, means, variances, kept.values};
 }
 
-// gradient g [B] of y, its arguments, begins of group() with places, means and variances -> the gradients of fields, of weights or nothing, and of
+// gradient g [B] of y, its arguments, begins of group() with places, means, variances and what was kept -> the gradients of fields, of weights or nothing, and of
 // gates. With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k): that of gate_k is r_k sum_b c_b x_bk, that of
 // x_bk
 //   gate_k r_k (c_b - r_k (x_bk - mean_k) mean(c n_k)).
@@ -123,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const st
 std::tuple<Tensor, Tensor, Tensor> gated_products_backward(
     const Tensor& gradient, const Tensor& fields, const std::optional<Tensor>& places,
     const std::optional<Tensor>& begins, const std::optional<Tensor>& weights, const Tensor& slots, const Tensor& gates,
-    const Tensor& eps, const Tensor& means, const Tensor& variances) {
+    const Tensor& eps, const Tensor& means, const Tensor& variances, const Tensor& kept_) {
   const Gated gated(fields, places, weights, slots);
   const Combinations& of = gated.of;
   check_columns(of, {gates, eps, means, variances});
@@ -134,10 +203,8 @@ std::tuple<Tensor, Tensor, Tensor> gated_products_backward(
   const float average = static_cast<float>(std::accumulate(g, g + rows.b, 0.0) / rows.b);
   std::vector<float> centred(g, g + rows.b);
   for (float& c : centred) c -= average;
-  const std::vector<Lanes> pulls = rows.sums([&](int64_t first, const auto& take, Lanes* sum) {
-    const Lanes own = rows.at(centred.data(), first);
-    take([=](int64_t k, Lanes x) { sum[k] += own * x; });
-  });
+  const Kept kept(rows, kept_);
+  const std::vector<Lanes> pulls = kept.by_combination(centred.data());
   Tensor of_gates = at::empty({of.m}, gates.options());
   Tensor of_numbers = at::empty({gated.numbers ? of.m : 0, 1}, gates.options());
   std::vector<float> scale(of.m), slope(of.m), level(of.m);  // what x gets is scale * c - slope * x + level
@@ -154,12 +221,11 @@ std::tuple<Tensor, Tensor, Tensor> gated_products_backward(
     level[k] = static_cast<float>(slope_ * number * means.const_data_ptr<float>()[k]);
   }
   auto [of_fields, of_weights] = pull_parts(rows, fields, begins, [&](int64_t part, const auto& pull) {
-    std::vector<Lanes> of_x(of.m + 1);
+    std::vector<Lanes> of_x(of.m + 1), room(of.m);
     rows.of_part(part, [&](int64_t first, const auto& take, const Lanes* x) {
       const Lanes own = rows.at(centred.data(), first), there = rows.there(first);
-      take([=, to = of_x.data(), a = scale.data(), b = level.data(), c = slope.data()](int64_t k, Lanes sum) {
-        to[k] = a[k] * own + (b[k] * there - c[k] * sum);
-      });
+      const Lanes* sums = kept.of(first, take, room.data());
+      for (int64_t k = 0; k < of.m; ++k) of_x[k] = scale[k] * own + (level[k] * there - slope[k] * sums[k]);
       pull(first, x, of_x.data());
     });
   });

@@ -82,10 +82,10 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("project_backward(Tensor gradient, Tensor x, Tensor onto) -> (Tensor of_x, Tensor of_onto)");
   m.def(
       "gated_products(Tensor fields, Tensor? places, Tensor? weights, Tensor slots, Tensor gates, Tensor eps) -> (Tensor "
-      "result, Tensor means, Tensor variances)");
+      "result, Tensor means, Tensor variances, Tensor kept)");
   m.def(
       "gated_products_backward(Tensor gradient, Tensor fields, Tensor? places, Tensor? begins, Tensor? weights, Tensor slots, "
-      "Tensor gates, Tensor eps, Tensor means, Tensor variances) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
+      "Tensor gates, Tensor eps, Tensor means, Tensor variances, Tensor kept) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
   m.def(
       "power_sums(Tensor(a!) result, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float "
       "compensation) -> ()");

@@ -162,9 +162,10 @@ class _CompiledProducts(torch.autograd.Function):
 
 
 class _GatedProducts(torch.autograd.Function):
-    """Products of one kind, normalised over the batch and added up by their gates: none of them is ever written down.
+    """Products of one kind, normalised over the batch and added up by their gates.
 
-    ``y_b = sum_m gate_m (x_bm - mean_m) (variance_m + eps_m)^(-1/2)``; forward and backward compute x twice each.
+    ``y_b = sum_m gate_m (x_bm - mean_m) (variance_m + eps_m)^(-1/2)``; every x is computed once and kept until the
+    backward pass, 4 bytes each.
     """
 
     @staticmethod
@@ -174,10 +175,10 @@ class _GatedProducts(torch.autograd.Function):
         if vectors.stride()[1:] != (vectors.shape[2], 1):
             vectors = vectors.contiguous()
         weights, gates = None if weights is None else weights.contiguous(), gates.contiguous()
-        total, centre, variance = compiled().gated_products(
+        total, centre, variance, kept = compiled().gated_products(
             vectors, operand.places, weights, operand.slots, gates, epsilon)
         ctx.operand = operand
-        ctx.save_for_backward(vectors, weights, gates, epsilon, centre, variance)
+        ctx.save_for_backward(vectors, weights, gates, epsilon, centre, variance, kept)
         ctx.mark_non_differentiable(centre, variance)
         return total, centre, variance
 

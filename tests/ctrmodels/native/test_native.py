@@ -381,8 +381,8 @@ def test_gated_products_are_normalised_and_added_up(
     x32 = wide[:, :fields * width].unflatten(1, (fields, width))
     w32 = torch.randn(m, width if weighted == "each" else 1, generator=generator) if weighted else None
     gates, eps, g = torch.randn(m, generator=generator), torch.full((m,), 0.1), torch.randn(rows, generator=generator)
-    total, means, variances = operations.gated_products(x32, None, w32, slots, gates, eps)
-    found = operations.gated_products_backward(g, x32, None, None, w32, slots, gates, eps, means, variances)
+    total, means, variances, kept = operations.gated_products(x32, None, w32, slots, gates, eps)
+    found = operations.gated_products_backward(g, x32, None, None, w32, slots, gates, eps, means, variances, kept)
     leaves = [t.double().requires_grad_() for t in (x32, gates, *([] if w32 is None else [w32]))]
     products = by_hand(leaves[0], leaves[2] if weighted else None, slots)
     expected = normalised(products, eps) @ leaves[1]
@@ -444,7 +444,7 @@ def test_variances_of_columns_far_from_zero_keep_their_digits(operations) -> Non
     """A mean of a thousand standard deviations: squares of the values themselves would leave none."""
     spread = 1 + 1e-3 * torch.randn(4096, 1, 1, generator=torch.Generator().manual_seed(0))
     x, slots, one = torch.cat([spread, torch.ones(4096, 1, 1)], 1), torch.tensor([[0], [1]]), torch.ones(1)
-    _, mean, variance = operations.gated_products(x, None, None, slots, one, one)
+    _, mean, variance, _ = operations.gated_products(x, None, None, slots, one, one)
     assert float(mean) == pytest.approx(float(spread.double().mean()), rel=1e-6)
     assert float(variance) == pytest.approx(float(spread.double().var(unbiased=False)), rel=1e-4)
     naive = float(spread.square().mean() - spread.mean().square())
