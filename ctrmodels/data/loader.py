@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 
 import numpy as np
@@ -65,13 +66,8 @@ class Loader:
         windows = list(enumerate(self.plan(epoch)))
         while windows and skip >= self._batches(windows[0][1]):
             skip -= self._batches(windows.pop(0)[1])
-        with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._load, windows[0][1], 0) if windows else None
-            for i, (number, _) in enumerate(windows):
-                assert coming is not None
-                rows = coming.result()
-                if i + 1 < len(windows):
-                    coming = reader.submit(self._load, windows[i + 1][1], i + 1)
+        with closing(self._read(windows)) as read:
+            for (number, _), rows in zip(windows, read, strict=True):
                 rng = np.random.default_rng([self.seed, SHUFFLE, epoch, number])
                 order = torch.from_numpy(rng.permutation(len(rows)).astype(np.int32)).to(rows.ids.device)
                 for index in list(order.split(self.batch_size))[skip:]:
@@ -88,10 +84,23 @@ class Loader:
         n = sum(self.blocks[b][2] - self.blocks[b][1] for b in window)
         return n // self.batch_size + (n % self.batch_size >= self._least)
 
-    def _load(self, window: list[int], turn: int) -> Batch:
-        """The rows of ``window``, until the turn after the next one is loaded."""
+    def _read(self, windows: list[tuple[int, list[int]]]) -> Generator[Batch]:
+        """The rows of every window, of which the next one is read meanwhile."""
         if not self.streams:
-            return self._held
+            # By this thread: once another one has called OpenMP, whose threads it then has beside this one's, all of
+            # them sleep between any two operations as long as it lives, and a training takes half as long again.
+            yield from (self._held for _ in windows)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            coming = [reader.submit(self._load, window, turn) for turn, (_, window) in enumerate(windows[:1])]
+            for turn, (_, window) in enumerate(windows[1:], 1):
+                coming.append(reader.submit(self._load, window, turn))
+                yield coming.pop(0).result()
+            if coming:
+                yield coming.pop().result()
+
+    def _load(self, window: list[int], turn: int) -> Batch:
+        """The rows of ``window``, until the turn after the next one is loaded; by numpy, which has no OpenMP."""
         room, at = self._rooms[turn % 2], 0
         for part, start, stop in (self.blocks[b] for b in window):
             part.read_into(room, at, start, stop)
