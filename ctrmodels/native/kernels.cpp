@@ -88,11 +88,10 @@ TORCH_LIBRARY(ctrmodels, m) {
       "Tensor means, Tensor variances) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
   m.def(
       "power_sums(Tensor(a!) result, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float "
-      "compensation) -> ()");
+      "compensation) -> Tensor own_sums");
   m.def(
-      "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor? look_ups, Tensor? begins, "
-      "Tensor inside, Tensor? own, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor "
-      "of_inside, Tensor of_own)");
+      "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, Tensor "
+      "own_sums, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor of_inside, Tensor of_own)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {

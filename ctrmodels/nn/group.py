@@ -244,10 +244,9 @@ class _PowerSums(torch.autograd.Function):
     def forward(ctx: Any, flat: Tensor, column: int, operands: Sequence[Operand], *tensors: Tensor | None) -> Tensor:
         ctx.kinds = []
         for operand, (vectors, inside, own) in zip(operands, _threes(tensors), strict=True):
-            part, lookup = operand.part, operand.lookup
-            compiled().power_sums(flat, column, vectors, None if lookup is None else lookup.places, inside, own,
-                                  part.order, part.lambda_c)
-            ctx.kinds.append((column, lookup, part.order, part.lambda_c))
+            part, places = operand.part, None if operand.lookup is None else operand.lookup.places
+            own_sums = compiled().power_sums(flat, column, vectors, places, inside, own, part.order, part.lambda_c)
+            ctx.kinds.append((column, places, own_sums, part.order, part.lambda_c))
             column += part.width
         ctx.save_for_backward(*tensors)
         ctx.mark_dirty(flat)
@@ -259,12 +258,9 @@ class _PowerSums(torch.autograd.Function):
         gradient, found = gradients[0].contiguous(), []
         wanted = _threes(ctx.needs_input_grad[3:])
         for kind, (vectors, inside, own), wants in zip(ctx.kinds, _threes(ctx.saved_tensors), wanted, strict=True):
-            column, lookup, order, lambda_c = kind
-            look_ups = (None,) * 3
-            if lookup is not None:
-                look_ups = (lookup.places, lookup.segments.order, lookup.segments.begins)
+            column, places, own_sums, order, lambda_c = kind
             of_all = compiled().power_sums_backward(
-                gradient, column, vectors, *look_ups, inside, own, order, lambda_c, wants[0])
+                gradient, column, vectors, places, inside, own, own_sums, order, lambda_c, wants[0])
             found += [g if wants_it else None for g, wants_it in zip(of_all, wants, strict=True)]
         return gradient if ctx.needs_input_grad[0] else None, None, None, *found
 
