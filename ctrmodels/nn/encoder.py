@@ -116,6 +116,7 @@ class FeatureEncoder(nn.Module):
         width: W.
         tables: the embeddings that only interactions and groups read, by name.
         n_products: M.
+        reads: whether anybody reads ``Encoded.fields`` beside groups, which may read rows instead.
     """
 
     bounds: Tensor
@@ -144,15 +145,15 @@ class FeatureEncoder(nn.Module):
         self.plain_width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
         self.width = appended_width(self.plain_width, self.interests.width + self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
-        self.embedding.read = bool(fields or l2 or self.n_products or self.groups.width or self.micronets.width
-                                   or self.interests.width)
+        self.reads = bool(fields or l2 or self.n_products or self.micronets.width or self.interests.width)
+        self.embedding.read = self.reads or bool(self.groups.width)
 
     def forward(self, batch: Batch, lookup: Lookup | None = None) -> Encoded:
         """Encode B rows, whose ``lookup`` may be there already."""
         lookup = self.layout(batch) if lookup is None else lookup
         rows = self._by_row(batch, lookup)
         room = 0 if self.interests.width or self.micronets.width else self.groups.width
-        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum, others=room) if MAIN in rows else
+        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum, self.reads, room) if MAIN in rows else
                 self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum))
         return self._encoded(batch, lookup, laid, self._tables(batch, lookup, rows), self.steps(batch), rows)
 

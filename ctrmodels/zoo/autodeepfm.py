@@ -49,7 +49,7 @@ class AutoDeepFM(GatedModel):
     def __init__(self, schema: Schema, spec: ArchSpec, objective: str, hidden: Sequence[int] = (64, 32),
                  dropout: float = 0.0, l2: float = 0.0, gate_init: float = 0.1,
                  embedding: FieldEmbedding | None = None) -> None:
-        super().__init__(schema, spec, objective, dropout, l2, embedding)
+        super().__init__(schema, spec, objective, dropout, l2, embedding, fields=False)
         self.wide = WideHead(schema, spec, 1, gate_init=gate_init)
         read = hidden or spec.groups or spec.micronets
         self.deep = MLP(self.encoder.width, hidden, dropout, width_out=1) if read else None
