@@ -66,8 +66,8 @@ class Loader:
         while windows and skip >= self._batches(windows[0][1]):
             skip -= self._batches(windows.pop(0)[1])
         if not self.streams:
-            # By this thread: in another one, torch's loops would start a second team of threads, and as long as there are
-            # more of them than processors, all go to sleep between any two loops, which makes a step half as long again.
+            # By this thread: in another one, torch's loops would start a second team of threads. As long as there are
+            # more threads than processors, all sleep between any two loops, which makes a step half as long again.
             _ = self._held
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(self._load, windows[0][1], 0) if windows else None

@@ -153,8 +153,8 @@ class FeatureEncoder(nn.Module):
         lookup = self.layout(batch) if lookup is None else lookup
         rows = self._by_row(batch, lookup)
         room = 0 if self.interests.width or self.micronets.width else self.groups.width
-        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum, self.reads, room) if MAIN in rows else
-                self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum))
+        laid = (look_up_rows(rows[MAIN].rows, lookup, batch.numeric, self.pair_sum, self.reads, room)
+                if MAIN in rows else self.embedding.laid_out(batch, lookup, batch.numeric, self.pair_sum))
         return self._encoded(batch, lookup, laid, self._tables(batch, lookup, rows), self.steps(batch), rows)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
