@@ -2,7 +2,7 @@
 //
 // Of a row's F vectors n_f [D], G groups of one order p, and weights inside and own [F, G]:
 //   g_j = sum_f inside_fj n_f,  and for p = 1: y_j = g_j,  for p > 1: y_j = sum_d g_jd^p - lambda sum_f (own_fj n_fd)^p.
-// The backward pass computes g again, which is quicker than to read it, and writes down the gradients of g alone.
+// The backward pass computes g again, which is quicker than to read it: nothing is written down but what is wanted.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -20,6 +20,7 @@
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common.h"
@@ -222,38 +223,39 @@ class GroupPowers {
     });
   }
 
-  // What weights get, [F, blocks] each, a lane per group.
+  // What weights get: [F, registers], and of those of the compensation [F, blocks], a lane per group, before their slope.
   struct Pulls {
     std::vector<Lanes> inside, own;
   };
 
   // The gradient of y, of rows that begin `stride` apart -> what it adds to that of the vectors [N, wide], if to is there,
-  // and that of the weights.
+  // and that of the weights, [F, blocks] each, a lane per group.
   template <typename T>
   Pulls backward(const T* gradient, int64_t stride, const float* own_sums, float* to) const {
-    const int64_t rows = whole(of_.b, kLanes);  // with those behind the last, whose gradient is zero
-    const Tensor room = at::empty({rows * kept_ * kLanes}, of_.filled.options());
-    Lanes* slopes = reinterpret_cast<Lanes*>(room.mutable_data_ptr<float>());
-    std::fill(slopes + of_.b * kept_, slopes + rows * kept_, Lanes{});
-    at::parallel_for(0, of_.b, grain(of_.f * of_.d), [&](int64_t begin, int64_t end) {
-      for (int64_t first = begin; first < end; first += kRows) slope(gradient, stride, first, end, slopes);
-    });
-    std::vector<Lanes> pulls(of_.f * registers_);
-    Pulls found{std::vector<Lanes>(of_.f * blocks_), std::vector<Lanes>(of_.f * blocks_)};
-    // A thread has fields of its own, whose vectors no other one touches.
-    at::parallel_for(0, of_.f, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t first = 0; first < rows; first += kLanes)
-        for (int64_t c = begin; c < end; ++c) {
-          const Lines lines{slopes + first * kept_, of_.places_of(first, c)};
-          if (lambda_ != 0.0f) pull_own(lines, own_sums, &found.own[c * blocks_]);
-          to ? of_lines<true>(lines, c, &pulls[c * registers_], to) : of_lines<false>(lines, c, &pulls[c * registers_], to);
-        }
-      for (int64_t i = begin * blocks_; i < end * blocks_; ++i) {
-        found.inside[i] = by_group(&pulls[i / blocks_ * registers_], i % blocks_);
-        found.own[i] *= -lambda_ * static_cast<float>(order_) * power(own_[i], order_ - 1);
+    Pulls found{std::vector<Lanes>(of_.f * registers_), std::vector<Lanes>(of_.f * blocks_)};
+    const int64_t tiles = (of_.b + kLanes - 1) / kLanes;
+    if (to) {  // a thread has fields of its own, whose vectors no other one touches, and computes g for itself
+      at::parallel_for(0, of_.f, 1, [&](int64_t begin, int64_t end) {
+        pull(gradient, stride, {0, tiles}, {begin, end}, own_sums, found, to);
+      });
+    } else {
+      const int64_t parts = std::clamp<int64_t>(tiles, 1, 16);  // as many on any machine
+      std::vector<Pulls> of_part(parts, found);
+      at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; ++part)
+          pull(gradient, stride, {tiles * part / parts, tiles * (part + 1) / parts}, {0, of_.f}, own_sums, of_part[part], to);
+      });
+      for (const Pulls& part : of_part) {
+        for (size_t i = 0; i < found.inside.size(); ++i) found.inside[i] += part.inside[i];
+        for (size_t i = 0; i < found.own.size(); ++i) found.own[i] += part.own[i];
       }
-    });
-    return found;
+    }
+    Pulls summed{std::vector<Lanes>(found.own.size()), std::move(found.own)};
+    for (int64_t i = 0; i < of_.f * blocks_; ++i) {
+      summed.inside[i] = by_group(&found.inside[i / blocks_ * registers_], i % blocks_);
+      summed.own[i] *= -lambda_ * static_cast<float>(order_) * power(own_[i], order_ - 1);
+    }
+    return summed;
   }
 
   Tensor weights(const std::vector<Lanes>& values) const {
@@ -330,34 +332,50 @@ class GroupPowers {
     return found;
   }
 
-  // The gradients of g in kRows rows from `first` on, and behind them that of y.
+  // The gradients of g in kLanes rows from `first` on, zeros for those that are not there, and behind them that of y.
   template <typename T>
-  void slope(const T* gradient, int64_t stride, int64_t first, int64_t end, Lanes* slopes) const {
+  void slope(const T* gradient, int64_t stride, int64_t first, Lanes* slopes) const {
     using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
-    const int64_t rows = std::min(kRows, end - first);
-    if (order_ == 1) {
-      for (int64_t i = first; i < first + rows; ++i)
-        for (int64_t part = 0; part < parts_; ++part)
-          for (int64_t q = 0; q < registers_; ++q)
-            slopes[i * kept_ + part * registers_ + q] = read(gradient + i * stride, part, q);
-      return;
-    }
-    for (int64_t i = first; i < first + rows; ++i)
-      for (int64_t j = 0; j < blocks_; ++j) {
-        __builtin_prefetch(gradient + std::min(i + kLanes, of_.b - 1) * stride + j * kLanes);
-        slopes[(i + 1) * kept_ - blocks_ + j] = lanes_of(gradient + i * stride + j * kLanes, g_ - j * kLanes);
+    const int64_t rows = std::min(kLanes, of_.b - first);
+    std::fill(slopes + rows * kept_, slopes + kLanes * kept_, Lanes{});
+    for (int64_t i = 0; i < rows; ++i) {
+      const T* from = gradient + (first + i) * stride;
+      for (int64_t q = 0; order_ == 1 && q < parts_ * registers_; ++q)
+        slopes[i * kept_ + q] = read(from, q / registers_, q % registers_);
+      for (int64_t j = 0; order_ > 1 && j < blocks_; ++j) {
+        __builtin_prefetch(from + std::min(kLanes, of_.b - 1 - first - i) * stride + j * kLanes);
+        slopes[(i + 1) * kept_ - blocks_ + j] = lanes_of(from + j * kLanes, g_ - j * kLanes);
       }
+    }
+    if (order_ == 1) return;
     Ints firsts;
     for (int64_t l = 0; l < kLanes; ++l) firsts[l] = static_cast<int32_t>(l / kPiece * kPiece);
-    each_sum(first, end, [&](int64_t part, int64_t q, const Sums& sums) {
-      for (int64_t k = 0; k < rows; ++k)
-        for (int64_t t = 0; t < kTogether; ++t) {
-          Lanes* row = slopes + (first + k) * kept_;
-          const Lanes above = __builtin_shuffle(row[kept_ - blocks_ + (q + t) / kPiece],
-                                                firsts + static_cast<int32_t>((q + t) % kPiece));
-          row[part * registers_ + q + t] = static_cast<float>(order_) * above * power(sums[k][t], order_ - 1);
-        }
-    });
+    for (int64_t i = 0; i < rows; i += kRows)
+      each_sum(first + i, first + rows, [&](int64_t part, int64_t q, const Sums& sums) {
+        for (int64_t k = 0; k < std::min(kRows, rows - i); ++k)
+          for (int64_t t = 0; t < kTogether; ++t) {
+            Lanes* row = slopes + (i + k) * kept_;
+            const Lanes above = __builtin_shuffle(row[kept_ - blocks_ + (q + t) / kPiece],
+                                                  firsts + static_cast<int32_t>((q + t) % kPiece));
+            row[part * registers_ + q + t] = static_cast<float>(order_) * above * power(sums[k][t], order_ - 1);
+          }
+      });
+  }
+
+  // Of some tiles and fields: what weights get, and the fields' vectors if to is there.
+  template <typename T>
+  void pull(const T* gradient, int64_t stride, std::pair<int64_t, int64_t> tiles, std::pair<int64_t, int64_t> fields,
+            const float* own_sums, Pulls& pulls, float* to) const {
+    std::vector<Lanes> slopes(kLanes * kept_);
+    for (int64_t first = tiles.first * kLanes; first < tiles.second * kLanes; first += kLanes) {
+      slope(gradient, stride, first, slopes.data());
+      for (int64_t c = fields.first; c < fields.second; ++c) {
+        const Lines lines{slopes.data(), of_.places_of(first, c)};
+        if (lambda_ != 0.0f) pull_own(lines, own_sums, &pulls.own[c * blocks_]);
+        to ? of_lines<true>(lines, c, &pulls.inside[c * registers_], to)
+           : of_lines<false>(lines, c, &pulls.inside[c * registers_], to);
+      }
+    }
   }
 
   // kLanes rows: what is kept of them, and where the vectors of one field are.
