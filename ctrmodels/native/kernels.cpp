@@ -22,6 +22,7 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("places(Tensor order, Tensor begins) -> Tensor");
   m.def("rising(Tensor rows) -> bool");
   m.def("gather(Tensor table, Tensor index) -> Tensor");
+  m.def("gather_rows(Tensor[] tables, Tensor rows) -> Tensor[]");
   m.def("field_sums(Tensor table, Tensor index, int fields) -> Tensor");
   m.def("field_sums_backward(Tensor gradient, Tensor order, Tensor begins, int fields) -> Tensor");
   m.def("rowwise_adagrad(Tensor(a!) table, Tensor(b!) sums, Tensor rows, Tensor gradient, float rate, float eps) -> ()");
@@ -99,6 +100,7 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("places", places);
   m.impl("rising", rising);
   m.impl("gather", gather);
+  m.impl("gather_rows", gather_rows);
   m.impl("field_sums", field_sums);
   m.impl("field_sums_backward", field_sums_backward);
   m.impl("rowwise_adagrad", rowwise_adagrad);

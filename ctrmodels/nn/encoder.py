@@ -191,8 +191,10 @@ class FeatureEncoder(nn.Module):
         touched, by_name = Touched(lookup.segments, self.bounds, len(lookup.index)), {MAIN: self.embedding}
         by_name |= {name: cast(FieldEmbedding, table) for name, table in self.tables.items()
                     if name not in self.products.tables}
-        return {name: ByRow(touched.of(e.table), lookup, touched) for name, e in by_name.items()
-                if name in self.groups.tables and isinstance(e, UniformEmbedding)}
+        tables = {name: e.table for name, e in by_name.items()
+                  if name in self.groups.tables and isinstance(e, UniformEmbedding)}
+        rows = touched.of_all(list(tables.values())) if tables else []
+        return {name: ByRow(x, lookup, touched) for name, x in zip(tables, rows, strict=True)}
 
     def _encoded(self, batch: Batch, lookup: Lookup, laid: LaidOut, tables: Mapping[str, Tensor],
                  steps: Mapping[str, Steps], rows: Mapping[str, ByRow] | None = None) -> Encoded:

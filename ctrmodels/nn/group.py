@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ctrmodels.archspec import Group
 from ctrmodels.native import compiled, kernels
-from ctrmodels.nn.norm import BatchNorm
+from ctrmodels.nn.norm import BatchNorm, follow
 from ctrmodels.nn.rows import ByRow, normalised
 from ctrmodels.nn.table import Lookup
 from ctrmodels.nn.towers import full_precision
@@ -87,11 +87,12 @@ class _Drawn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, temperature: float) -> Tensor:
-        noisy = logits - torch.empty_like(logits).exponential_().log_()
-        ahead = (noisy[..., 0] - noisy[..., 1]) / temperature
-        ctx.save_for_backward(torch.sigmoid(ahead))
+        (inside, outside), noise = logits.unbind(-1), torch.empty_like(logits).exponential_().log_().unbind(-1)
+        ahead = (inside - outside).add_(noise[1]).sub_(noise[0]).div_(temperature)
+        chosen = (ahead > 0).float()
+        ctx.save_for_backward(ahead.sigmoid_())
         ctx.temperature = temperature
-        return (ahead > 0).float()
+        return chosen
 
     @staticmethod
     @once_differentiable
@@ -154,10 +155,10 @@ class PowerSums(nn.Module):
         rows = fields.rows if isinstance(fields, ByRow) else fields
         with full_precision(rows):
             if isinstance(fields, ByRow) or kernels(rows):
-                part = self.operand(fields)
+                part, = operands([self], [fields])
                 return written(rows.new_empty(part.rows, self.width), 0, [part])
             e = self.norm(fields.flatten(1)).view(fields.shape)
-            inside, own = self._cells()
+            inside, own = self.cells_now()
             sums = e.transpose(1, 2) @ inside  # [B, D, G]
             if self.order == 1:
                 return sums.transpose(1, 2).flatten(1)
@@ -167,18 +168,7 @@ class PowerSums(nn.Module):
             own = inside if own is None else own
             return torch.addmm(powers, e.pow(self.order).sum(2), own.pow(self.order), alpha=-self.lambda_c)
 
-    def operand(self, fields: Tensor | ByRow) -> Operand:
-        """What the kernels compute it from."""
-        inside, own = self._cells()
-        if not isinstance(fields, ByRow):
-            e = self.norm(fields.flatten(1)).view(fields.shape)
-            return Operand(e.flatten(0, 1), inside, own, None, len(fields), self)
-        e, centre, variance = normalised(fields.rows, fields.touched, self.norm.eps)
-        rows = fields.lookup.shape[0]
-        self.norm.follow(centre.flatten(), variance.flatten(), rows)
-        return Operand(e, inside, own, fields.lookup, rows, self)
-
-    def _cells(self) -> tuple[Tensor, Tensor | None]:
+    def cells_now(self) -> tuple[Tensor, Tensor | None]:
         """[F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same."""
         members, weights = self.members(), self._spread()
         inside = members * weights
@@ -222,6 +212,30 @@ class Operand:
     lookup: Lookup | None
     rows: int
     part: PowerSums
+
+
+def operands(parts: Sequence[PowerSums], fields: Sequence[Tensor | ByRow]) -> list[Operand]:
+    """What the kernels compute ``parts`` from, each of its own fields; rows are normalised for all of them at once."""
+    vectors = _normalised({part: own for part, own in zip(parts, fields, strict=True) if isinstance(own, ByRow)})
+    made = []
+    for part, own in zip(parts, fields, strict=True):
+        weights = part.cells_now()
+        if isinstance(own, ByRow):
+            made.append(Operand(vectors[part], *weights, own.lookup, own.lookup.shape[0], part))
+        else:
+            made.append(Operand(part.norm(own.flatten(1)).view(-1, part.dim), *weights, None, len(own), part))
+    return made
+
+
+def _normalised(by_row: Mapping[PowerSums, ByRow]) -> dict[PowerSums, Tensor]:
+    """[U, D] of each part, whose running statistics follow."""
+    if not by_row:
+        return {}
+    parts, first = list(by_row), next(iter(by_row.values()))
+    found = list(normalised([own.rows for own in by_row.values()], first.touched, parts[0].norm.eps))
+    follow([part.norm for part in parts], [centre.flatten() for _, centre, _ in found],
+           [variance.flatten() for _, _, variance in found], first.lookup.shape[0])
+    return {part: out for part, (out, _, _) in zip(parts, found, strict=True)}
 
 
 def written(flat: Tensor, column: int, operands: Sequence[Operand]) -> Tensor:
@@ -313,7 +327,7 @@ class Groups(nn.Module):
     def written(self, flat: Tensor, column: int, fields: Mapping[str, Tensor | ByRow]) -> Tensor:
         """``flat`` [B, W] with the numbers of all parts in its columns from ``column`` on, by the compiled kernels."""
         with full_precision(flat):
-            return written(flat, column, [part.operand(fields[part.table]) for part in self])
+            return written(flat, column, operands(list(self), [fields[part.table] for part in self]))
 
     def forward(self, fields: Mapping[str, Tensor | ByRow]) -> list[Tensor]:
         """[B, F, D] of every embedding by name, or its rows → [B, width of the part] per part."""
