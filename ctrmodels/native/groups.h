@@ -9,7 +9,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #ifdef __AVX512DQ__
 #include <immintrin.h>
@@ -228,28 +227,38 @@ class GroupPowers {
     std::vector<Lanes> inside, own;
   };
 
-  // The gradient of y, of rows that begin `stride` apart -> what it adds to that of the vectors [N, wide], if to is there,
-  // and that of the weights, [F, blocks] each, a lane per group.
+  // The gradient of y, of rows that begin `stride` apart -> that of the vectors [N, wide], if to is there, and of the
+  // weights, [F, blocks] each, a lane per group.
   template <typename T>
   Pulls backward(const T* gradient, int64_t stride, const float* own_sums, float* to) const {
-    Pulls found{std::vector<Lanes>(of_.f * registers_), std::vector<Lanes>(of_.f * blocks_)};
     const int64_t tiles = (of_.b + kLanes - 1) / kLanes;
-    if (to) {  // a thread has fields of its own, whose vectors no other one touches, and computes g for itself
-      at::parallel_for(0, of_.f, 1, [&](int64_t begin, int64_t end) {
-        pull(gradient, stride, {0, tiles}, {begin, end}, own_sums, found, to);
-      });
-    } else {
-      const int64_t parts = std::clamp<int64_t>(tiles, 1, 16);  // as many on any machine
-      std::vector<Pulls> of_part(parts, found);
-      at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part)
-          pull(gradient, stride, {tiles * part / parts, tiles * (part + 1) / parts}, {0, of_.f}, own_sums, of_part[part], to);
-      });
-      for (const Pulls& part : of_part) {
-        for (size_t i = 0; i < found.inside.size(); ++i) found.inside[i] += part.inside[i];
-        for (size_t i = 0; i < found.own.size(); ++i) found.own[i] += part.own[i];
+    // As many parts on any machine. What vectors get is as large as they are, so that there are few parts then; more threads
+    // than that share out the fields, whose vectors are apart, and compute g more than once, which is nothing at order 1.
+    const int64_t parts = std::clamp<int64_t>(tiles, 1, !to ? 16 : order_ > 1 ? 2 : 1);
+    const int64_t shares = to ? std::clamp<int64_t>(at::get_num_threads() / parts, 1, of_.f) : 1;
+    std::vector<Pulls> pulls(parts, {std::vector<Lanes>(of_.f * registers_), std::vector<Lanes>(of_.f * blocks_)});
+    const Tensor other = at::empty({to && parts > 1 ? of_.n : 0, of_.wide}, of_.filled.options());
+    const auto of_part = [&](int64_t part) { return to && part ? other.mutable_data_ptr<float>() : to; };
+    at::parallel_for(0, to ? parts : 0, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) std::fill_n(of_part(part), of_.n * of_.wide, 0.0f);
+    });
+    at::parallel_for(0, parts * shares, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t part = task / shares, share = task % shares;
+        pull(gradient, stride, {tiles * part / parts, tiles * (part + 1) / parts},
+             {of_.f * share / shares, of_.f * (share + 1) / shares}, own_sums, pulls[part],
+             of_part(part));
       }
+    });
+    Pulls& found = pulls[0];
+    for (int64_t part = 1; part < parts; ++part) {
+      for (size_t i = 0; i < found.inside.size(); ++i) found.inside[i] += pulls[part].inside[i];
+      for (size_t i = 0; i < found.own.size(); ++i) found.own[i] += pulls[part].own[i];
     }
+    const float* more = other.const_data_ptr<float>();
+    at::parallel_for(0, other.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) to[i] += more[i];
+    });
     Pulls summed{std::vector<Lanes>(found.own.size()), std::move(found.own)};
     for (int64_t i = 0; i < of_.f * blocks_; ++i) {
       summed.inside[i] = by_group(&found.inside[i / blocks_ * registers_], i % blocks_);
@@ -494,7 +503,7 @@ std::tuple<Tensor, Tensor, Tensor> power_sums_backward(const Tensor& gradient, i
   const LookedUp of(vectors, places, inside.size(0));
   const int64_t g = inside.size(1);
   of.check_columns(gradient, column, g * (order == 1 ? of.d : 1));
-  Tensor of_vectors = at::zeros({wants_vectors ? of.n : 0, of.wide}, vectors.options());
+  Tensor of_vectors = at::empty({wants_vectors ? of.n : 0, of.wide}, vectors.options());
   float* to = wants_vectors ? of_vectors.mutable_data_ptr<float>() : nullptr;
   Tensor of_inside, of_own = at::empty({0, g}, inside.options());
   by_piece(of, inside, own, order, lambda, [&](const auto& powers) {
