@@ -134,9 +134,13 @@ struct LookedUp {
     const int64_t look_ups = turns.numel();
     TORCH_CHECK(f > 0 && look_ups % f == 0, look_ups, " vectors are not rows of ", f);
     b = look_ups / f;
+  }
+
+  // The backward pass need not do it again.
+  void check_places() const {
     uint32_t most = 0;  // negative ones are the largest
-    for (int64_t i = 0; i < look_ups; ++i) most = std::max(most, static_cast<uint32_t>(places[i]));
-    TORCH_CHECK_INDEX(most < n || look_ups == 0, "a place behind the last of ", n, " vectors");
+    for (int64_t i = 0; i < b * f; ++i) most = std::max(most, static_cast<uint32_t>(places[i]));
+    TORCH_CHECK_INDEX(most < n || b == 0, "a place behind the last of ", n, " vectors");
   }
 
   void check_columns(const Tensor& t, int64_t column, int64_t width) const {
@@ -482,6 +486,7 @@ void by_piece(const LookedUp& of, const Tensor& inside, const std::optional<Tens
 Tensor power_sums(const Tensor& result, int64_t column, const Tensor& vectors, const std::optional<Tensor>& places,
                   const Tensor& inside, const std::optional<Tensor>& own, int64_t order, double lambda) {
   const LookedUp of(vectors, places, inside.size(0));
+  of.check_places();
   of.check_columns(result, column, inside.size(1) * (order == 1 ? of.d : 1));
   Tensor own_sums;
   by_piece(of, inside, own, order, lambda, [&](const auto& powers) {

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrmodels.archspec import ArchSpec
+from ctrmodels.archspec import ArchSpec, Group, Interaction, Uniform
 from ctrmodels.data.planted import planted_pairs
 from ctrmodels.native import kernels
 from ctrmodels.search.relaxation import SoftThresholdEmbedding
-from ctrmodels.zoo import FM, DeepFM
+from ctrmodels.zoo import FM, AutoDeepFM, DeepFM
 from ctrmodels.zoo.base import CTRModel
 
 LOG = planted_pairs(0, rows=2000)
@@ -56,3 +56,15 @@ def test_fields_that_nobody_reads_are_not_written() -> None:
     model = built(DeepFM)
     with torch.autocast("cpu", torch.bfloat16):
         assert model.encoder(LOG.roles["train"].take(slice(0, 50))).fields.shape == (0, model.encoder.n_fields, DIM)
+
+
+def test_fields_that_groups_read_by_row_are_not_written() -> None:
+    assert kernels() is not None, "this machine has no C++ compiler: the kernels cannot be tested"
+    groups = (Group((0, 1, 2), 1), Group((1, 2), 2, "order2"))
+    for interactions, written in (((), 0), ((Interaction((0, 1)),), 50)):
+        spec = ArchSpec.of(LOG.schema, "test", DIM, alloc=Uniform(DIM), interactions=interactions, groups=groups,
+                           tables={"order2": Uniform(8)})
+        model = AutoDeepFM(LOG.schema, spec, "click")
+        with torch.autocast("cpu", torch.bfloat16):
+            encoded = model.encoder(LOG.roles["train"].take(slice(0, 50)))
+        assert encoded.fields.shape == (written, model.encoder.n_fields, DIM)
