@@ -151,6 +151,16 @@ struct LookedUp {
   // Which vector is that of field c in row i.
   int64_t place(int64_t i, int64_t c) const { return places[i * f + c]; }
 
+  // Fetches what the vectors of some rows, as far as these are there, and fields have at `values`, `wide` numbers each.
+  template <bool kWrites>  // inlined, or compilers leave out a call that changes nothing
+  [[gnu::always_inline]] void fetch(const float* values, int64_t first, int64_t rows, std::pair<int64_t, int64_t> fields) const {
+    const int64_t width = wide;  // in a register
+    for (int64_t i = first; i < std::min(first + rows, b); ++i) {
+      const int32_t *from = places + i * f + fields.first, *end = places + i * f + fields.second;
+      for (; from < end; ++from) __builtin_prefetch(values + *from * width, kWrites);
+    }
+  }
+
   // The same in kLanes rows, of which the last one stands for those that are not there.
   std::array<int64_t, kLanes> places_of(int64_t first, int64_t c) const {
     std::array<int64_t, kLanes> found;
@@ -295,6 +305,7 @@ class GroupPowers {
   void each_sum(int64_t first, int64_t end, const Work& work) const {
     std::array<const int32_t*, kRows> rows;
     for (int64_t k = 0; k < kRows; ++k) rows[k] = of_.places + std::min(first + k, end - 1) * of_.f;
+    of_.fetch<false>(of_.vectors, first + 2 * kRows, kRows, {0, of_.f});
     for (int64_t part = 0; part < parts_; ++part)
       for (int64_t q = 0; q < registers_; q += kTogether) {
         Sums sums{};
@@ -381,6 +392,8 @@ class GroupPowers {
             const float* own_sums, Pulls& pulls, float* to) const {
     std::vector<Lanes> slopes(kLanes * kept_);
     for (int64_t first = tiles.first * kLanes; first < tiles.second * kLanes; first += kLanes) {
+      if (to) of_.fetch<true>(to, first, kLanes, fields);
+      if (order_ == 1) of_.fetch<false>(of_.vectors, first + kLanes, kLanes, fields);
       slope(gradient, stride, first, slopes.data());
       for (int64_t c = fields.first; c < fields.second; ++c) {
         const Lines lines{slopes.data(), of_.places_of(first, c)};
