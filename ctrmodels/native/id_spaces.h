@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <tuple>
 #include <type_traits>
@@ -54,6 +55,15 @@ void by_width(int64_t d, const Work& work) {
     work(d);
 }
 
+// As many zeros as the width, in registers where that is a constant.
+template <typename Width>
+auto zeros_of(Width w) {
+  if constexpr (std::is_same_v<Width, int64_t>)
+    return std::vector<float>(w);
+  else
+    return std::array<float, Width::value>{};
+}
+
 // add(chunk, sums [width]) for every chunk -> its sums by space, added to result [S, width].
 template <typename Add>
 void sums_by_space(const std::vector<Chunk>& parts, int64_t width, double* result, const Add& add) {
@@ -82,16 +92,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm(const Tensor& x, const Tenso
   float *variances = variance.mutable_data_ptr<float>(), *counts = looked_up.mutable_data_ptr<float>();
   std::vector<double> first(spaces * (d + 1)), second(spaces * d);
   sums_by_space(parts, d + 1, first.data(), [&](const Chunk& part, double* sums) {
-    std::vector<float> sum(d);
     by_width(d, [&](auto w) {
-      float* __restrict__ to = sum.data();
+      auto sum = zeros_of(w);
+      float looked_up = 0.0f;
       for (int64_t k = part.begin; k < part.end; ++k) {
         const float c = count(k);
-        for (int64_t j = 0; j < w; ++j) to[j] += c * from[k * w + j];
-        sums[d] += c;
+        for (int64_t j = 0; j < w; ++j) sum[j] += c * from[k * w + j];
+        looked_up += c;
       }
+      std::copy_n(sum.begin(), d, sums);
+      sums[d] = looked_up;
     });
-    std::copy(sum.begin(), sum.end(), sums);
   });
   for (int64_t s = 0; s < spaces; ++s) {
     counts[s] = static_cast<float>(std::max(1.0, first[s * (d + 1) + d]));
@@ -99,18 +110,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm(const Tensor& x, const Tenso
   }
   sums_by_space(parts, d, second.data(), [&](const Chunk& part, double* sums) {
     const float* centre = means + part.space * d;
-    std::vector<float> sum(d);
     by_width(d, [&](auto w) {
-      float* __restrict__ to = sum.data();
+      auto sum = zeros_of(w);
       for (int64_t k = part.begin; k < part.end; ++k) {
         const float c = count(k);
         for (int64_t j = 0; j < w; ++j) {
           const float away = from[k * w + j] - centre[j];
-          to[j] += c * away * away;
+          sum[j] += c * away * away;
         }
       }
+      std::copy_n(sum.begin(), d, sums);
     });
-    std::copy(sum.begin(), sum.end(), sums);
   });
   std::vector<float> factor(spaces * d);
   for (int64_t i = 0; i < spaces * d; ++i) {
@@ -150,18 +160,15 @@ std::tuple<Tensor, Tensor> row_norm_backward(const Tensor& gradient, const Tenso
   std::vector<double> sums(spaces * 2 * d);  // of the gradient, and of the gradient times the normalised value
   sums_by_space(parts, 2 * d, sums.data(), [&](const Chunk& part, double* total) {
     const float *centre = means + part.space * d, *r = root.data() + part.space * d;
-    std::vector<float> sum(2 * d);
-    float* __restrict__ plain = sum.data();
-    float* __restrict__ times = plain + d;
     by_width(d, [&](auto w) {
+      auto plain = zeros_of(w), times = zeros_of(w);
       for (int64_t k = part.begin; k < part.end; ++k)
-        for (int64_t j = 0; j < w; ++j) {
-          const float value = g[k * w + j];
-          plain[j] += value;
-          times[j] += value * (from[k * w + j] - centre[j]) * r[j];
-        }
+        for (int64_t j = 0; j < w; ++j) plain[j] += g[k * w + j];
+      for (int64_t k = part.begin; k < part.end; ++k)  // not both at once, which takes compilers more than two loops
+        for (int64_t j = 0; j < w; ++j) times[j] += g[k * w + j] * (from[k * w + j] - centre[j]) * r[j];
+      std::copy_n(plain.begin(), d, total);
+      std::copy_n(times.begin(), d, total + d);
     });
-    std::copy(sum.begin(), sum.end(), total);
   });
   Tensor of_x = at::empty({u, d}, x.options()), of_scale = at::empty({spaces, d}, x.options());
   float *to = of_x.mutable_data_ptr<float>(), *to_scale = of_scale.mutable_data_ptr<float>();

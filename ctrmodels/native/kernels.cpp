@@ -22,6 +22,7 @@ TORCH_LIBRARY(ctrmodels, m) {
   m.def("places(Tensor order, Tensor begins) -> Tensor");
   m.def("rising(Tensor rows) -> bool");
   m.def("gather(Tensor table, Tensor index) -> Tensor");
+  m.def("gather_rows(Tensor[] tables, Tensor rows) -> Tensor[]");
   m.def("field_sums(Tensor table, Tensor index, int fields) -> Tensor");
   m.def("field_sums_backward(Tensor gradient, Tensor order, Tensor begins, int fields) -> Tensor");
   m.def("rowwise_adagrad(Tensor(a!) table, Tensor(b!) sums, Tensor rows, Tensor gradient, float rate, float eps) -> ()");
@@ -88,11 +89,10 @@ TORCH_LIBRARY(ctrmodels, m) {
       "Tensor gates, Tensor eps, Tensor means, Tensor variances, Tensor kept) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
   m.def(
       "power_sums(Tensor(a!) result, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float "
-      "compensation) -> ()");
+      "compensation) -> Tensor own_sums");
   m.def(
-      "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor? look_ups, Tensor? begins, "
-      "Tensor inside, Tensor? own, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor "
-      "of_inside, Tensor of_own)");
+      "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, Tensor "
+      "own_sums, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor of_inside, Tensor of_own)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
@@ -100,6 +100,7 @@ TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
   m.impl("places", places);
   m.impl("rising", rising);
   m.impl("gather", gather);
+  m.impl("gather_rows", gather_rows);
   m.impl("field_sums", field_sums);
   m.impl("field_sums_backward", field_sums_backward);
   m.impl("rowwise_adagrad", rowwise_adagrad);

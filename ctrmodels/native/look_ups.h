@@ -209,6 +209,45 @@ Tensor gather(const Tensor& table, const Tensor& index) {
   return result;
 }
 
+// Rows int64 [U] of several tables, each [V, D] with a D of its own -> [U, D] of each.
+std::vector<Tensor> gather_rows(at::TensorList tables, const Tensor& rows) {
+  check(rows, at::kLong, 1, "rows");
+  struct Source {
+    const float* from;
+    float* to;
+    int64_t width, height;
+  };
+  const int64_t u = rows.numel();
+  std::vector<Tensor> found;
+  std::vector<Source> sources;
+  int64_t total = 0;
+  for (const Tensor& table : tables) {
+    check(table, at::kFloat, 2, "table");
+    found.push_back(at::empty({u, table.size(1)}, table.options()));
+    sources.push_back({table.const_data_ptr<float>(), found.back().mutable_data_ptr<float>(), table.size(1), table.size(0)});
+    total += table.size(1);
+  }
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  const auto copy = [&]<int64_t kWidth>(const Source& s, int64_t k, int64_t ahead) {
+    const int64_t d = kWidth ? kWidth : s.width;  // a copy of known length is no call
+    __builtin_prefetch(s.from + row[ahead] * d);
+    std::memcpy(s.to + k * d, s.from + row_at(row, k, s.height) * d, d * sizeof(float));
+  };
+  at::parallel_for(0, u, grain(total), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k)
+      for (const Source& s : sources) {
+        const int64_t ahead = std::min(k + kAheadRows, end - 1);
+        if (s.width == 16)
+          copy.template operator()<16>(s, k, ahead);
+        else if (s.width == 8)
+          copy.template operator()<8>(s, k, ahead);
+        else
+          copy.template operator()<0>(s, k, ahead);
+      }
+  });
+  return found;
+}
+
 // The sum of a row's fields: table [V, K], index int32 [B * F], field after field -> [B, K].
 Tensor field_sums(const Tensor& table, const Tensor& index, int64_t fields) {
   check(table, at::kFloat, 2, "table");

@@ -116,6 +116,7 @@ class FeatureEncoder(nn.Module):
         width: W.
         tables: the embeddings that only interactions and groups read, by name.
         n_products: M.
+        reads: whether anybody reads ``Encoded.fields`` beside groups, which may read rows instead.
     """
 
     bounds: Tensor
@@ -191,8 +192,9 @@ class FeatureEncoder(nn.Module):
             return {}
         touched, by_name = Touched(lookup.segments, self.bounds, len(lookup.index)), {MAIN: self.embedding}
         by_name |= {name: cast(FieldEmbedding, table) for name, table in self.tables.items()}
-        return {name: ByRow(touched.of(e.table), lookup, touched) for name, e in by_name.items()
-                if name in names and isinstance(e, UniformEmbedding)}
+        tables = {name: e.table for name, e in by_name.items() if name in names and isinstance(e, UniformEmbedding)}
+        rows = touched.of_all(list(tables.values())) if tables else []
+        return {name: ByRow(x, lookup, touched) for name, x in zip(tables, rows, strict=True)}
 
     def _encoded(self, batch: Batch, lookup: Lookup, laid: LaidOut, tables: Mapping[str, Tensor],
                  steps: Mapping[str, Steps], rows: Mapping[str, ByRow] | None = None) -> Encoded:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ctrmodels.archspec import Group
 from ctrmodels.native import compiled, kernels
-from ctrmodels.nn.norm import BatchNorm
+from ctrmodels.nn.norm import BatchNorm, follow
 from ctrmodels.nn.rows import ByRow, normalised
 from ctrmodels.nn.table import Lookup
 from ctrmodels.nn.towers import full_precision
@@ -87,11 +87,12 @@ class _Drawn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, temperature: float) -> Tensor:
-        noisy = logits - torch.empty_like(logits).exponential_().log_()
-        ahead = (noisy[..., 0] - noisy[..., 1]) / temperature
-        ctx.save_for_backward(torch.sigmoid(ahead))
+        (inside, outside), noise = logits.unbind(-1), torch.empty_like(logits).exponential_().log_().unbind(-1)
+        ahead = (inside - outside).add_(noise[1]).sub_(noise[0]).div_(temperature)
+        chosen = (ahead > 0).float()
+        ctx.save_for_backward(ahead.sigmoid_())
         ctx.temperature = temperature
-        return (ahead > 0).float()
+        return chosen
 
     @staticmethod
     @once_differentiable
@@ -154,10 +155,10 @@ class PowerSums(nn.Module):
         rows = fields.rows if isinstance(fields, ByRow) else fields
         with full_precision(rows):
             if isinstance(fields, ByRow) or kernels(rows):
-                part = self.operand(fields)
+                part, = operands([self], [fields])
                 return written(rows.new_empty(part.rows, self.width), 0, [part])
             e = self.norm(fields.flatten(1)).view(fields.shape)
-            inside, own = self._cells()
+            inside, own = self.cells_now()
             sums = e.transpose(1, 2) @ inside  # [B, D, G]
             if self.order == 1:
                 return sums.transpose(1, 2).flatten(1)
@@ -167,18 +168,7 @@ class PowerSums(nn.Module):
             own = inside if own is None else own
             return torch.addmm(powers, e.pow(self.order).sum(2), own.pow(self.order), alpha=-self.lambda_c)
 
-    def operand(self, fields: Tensor | ByRow) -> Operand:
-        """What the kernels compute it from."""
-        inside, own = self._cells()
-        if not isinstance(fields, ByRow):
-            e = self.norm(fields.flatten(1)).view(fields.shape)
-            return Operand(e.flatten(0, 1), inside, own, None, len(fields), self)
-        e, centre, variance = normalised(fields.rows, fields.touched, self.norm.eps)
-        rows = fields.lookup.shape[0]
-        self.norm.follow(centre.flatten(), variance.flatten(), rows)
-        return Operand(e, inside, own, fields.lookup, rows, self)
-
-    def _cells(self) -> tuple[Tensor, Tensor | None]:
+    def cells_now(self) -> tuple[Tensor, Tensor | None]:
         """[F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same."""
         members, weights = self.members(), self._spread()
         inside = members * weights
@@ -224,6 +214,30 @@ class Operand:
     part: PowerSums
 
 
+def operands(parts: Sequence[PowerSums], fields: Sequence[Tensor | ByRow]) -> list[Operand]:
+    """What the kernels compute ``parts`` from, each of its own fields; rows are normalised for all of them at once."""
+    vectors = _normalised({part: own for part, own in zip(parts, fields, strict=True) if isinstance(own, ByRow)})
+    made = []
+    for part, own in zip(parts, fields, strict=True):
+        weights = part.cells_now()
+        if isinstance(own, ByRow):
+            made.append(Operand(vectors[part], *weights, own.lookup, own.lookup.shape[0], part))
+        else:
+            made.append(Operand(part.norm(own.flatten(1)).view(-1, part.dim), *weights, None, len(own), part))
+    return made
+
+
+def _normalised(by_row: Mapping[PowerSums, ByRow]) -> dict[PowerSums, Tensor]:
+    """[U, D] of each part, whose running statistics follow."""
+    if not by_row:
+        return {}
+    parts, first = list(by_row), next(iter(by_row.values()))
+    found = list(normalised([own.rows for own in by_row.values()], first.touched, parts[0].norm.eps))
+    follow([part.norm for part in parts], [centre.flatten() for _, centre, _ in found],
+           [variance.flatten() for _, _, variance in found], first.lookup.shape[0])
+    return {part: out for part, (out, _, _) in zip(parts, found, strict=True)}
+
+
 def written(flat: Tensor, column: int, operands: Sequence[Operand]) -> Tensor:
     """``flat`` [B, W] with the numbers of ``operands``, one after the other, in its columns from ``column`` on."""
     tensors = [t for o in operands for t in (o.vectors.contiguous(), o.inside.contiguous(), o.own)]
@@ -244,10 +258,9 @@ class _PowerSums(torch.autograd.Function):
     def forward(ctx: Any, flat: Tensor, column: int, operands: Sequence[Operand], *tensors: Tensor | None) -> Tensor:
         ctx.kinds = []
         for operand, (vectors, inside, own) in zip(operands, _threes(tensors), strict=True):
-            part, lookup = operand.part, operand.lookup
-            compiled().power_sums(flat, column, vectors, None if lookup is None else lookup.places, inside, own,
-                                  part.order, part.lambda_c)
-            ctx.kinds.append((column, lookup, part.order, part.lambda_c))
+            part, places = operand.part, None if operand.lookup is None else operand.lookup.places
+            own_sums = compiled().power_sums(flat, column, vectors, places, inside, own, part.order, part.lambda_c)
+            ctx.kinds.append((column, places, own_sums, part.order, part.lambda_c))
             column += part.width
         ctx.save_for_backward(*tensors)
         ctx.mark_dirty(flat)
@@ -259,12 +272,9 @@ class _PowerSums(torch.autograd.Function):
         gradient, found = gradients[0].contiguous(), []
         wanted = _threes(ctx.needs_input_grad[3:])
         for kind, (vectors, inside, own), wants in zip(ctx.kinds, _threes(ctx.saved_tensors), wanted, strict=True):
-            column, lookup, order, lambda_c = kind
-            look_ups = (None,) * 3
-            if lookup is not None:
-                look_ups = (lookup.places, lookup.segments.order, lookup.segments.begins)
+            column, places, own_sums, order, lambda_c = kind
             of_all = compiled().power_sums_backward(
-                gradient, column, vectors, *look_ups, inside, own, order, lambda_c, wants[0])
+                gradient, column, vectors, places, inside, own, own_sums, order, lambda_c, wants[0])
             found += [g if wants_it else None for g, wants_it in zip(of_all, wants, strict=True)]
         return gradient if ctx.needs_input_grad[0] else None, None, None, *found
 
@@ -317,7 +327,7 @@ class Groups(nn.Module):
     def written(self, flat: Tensor, column: int, fields: Mapping[str, Tensor | ByRow]) -> Tensor:
         """``flat`` [B, W] with the numbers of all parts in its columns from ``column`` on, by the compiled kernels."""
         with full_precision(flat):
-            return written(flat, column, [part.operand(fields[part.table]) for part in self])
+            return written(flat, column, operands(list(self), [fields[part.table] for part in self]))
 
     def forward(self, fields: Mapping[str, Tensor | ByRow]) -> list[Tensor]:
         """[B, F, D] of every embedding by name, or its rows → [B, width of the part] per part."""

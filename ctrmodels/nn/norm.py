@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -33,11 +36,17 @@ class BatchNorm(nn.BatchNorm1d):
         self.follow(centre, variance, n)
         return centre, variance
 
-    @torch.no_grad()
     def follow(self, centre: Tensor, variance: Tensor, n: Tensor | int) -> None:
         """Move the running statistics towards those of ``n`` rows."""
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
-        self.running_mean.lerp_(centre, self.momentum)
-        self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        follow([self], [centre], [variance], n)
+
+
+@torch.no_grad()
+def follow(norms: Sequence[BatchNorm], centres: Sequence[Tensor], variances: Sequence[Tensor], n: Tensor | int) -> None:
+    """Move the running statistics of ``norms``, which have one momentum, towards those of ``n`` rows."""
+    momentum, = {norm.momentum for norm in norms}
+    counts = [norm.num_batches_tracked for norm in norms]
+    assert momentum is not None
+    torch._foreach_add_([c for c in counts if c is not None], 1)
+    running = [cast(Tensor, norm.running_mean) for norm in norms], [cast(Tensor, norm.running_var) for norm in norms]
+    torch._foreach_lerp_([*running[0], *running[1]], [*centres, *(v * (n / (n - 1)) for v in variances)], momentum)

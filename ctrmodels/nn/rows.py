@@ -9,6 +9,7 @@ Notation: B rows of a batch, F fields, U distinct rows of the table among its lo
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -64,7 +65,11 @@ class Touched:
 
     def of(self, table: Table) -> Tensor:
         """[U, D] rows of ``table``, whose gradient is sparse."""
-        return cast(Tensor, _Rows.apply(table.weight, self.segments, table.mask))
+        return self.of_all([table])[0]
+
+    def of_all(self, tables: Sequence[Table]) -> list[Tensor]:
+        """The same of several tables in one pass, each [U, D] with a D of its own."""
+        return list(_Rows.apply(self.segments, [t.mask for t in tables], *(t.weight for t in tables)))
 
     def by_space(self, values: Tensor) -> Tensor:
         """[S, ...] → [U, ...]: to every row what its id space has."""
@@ -161,7 +166,7 @@ class RowNorm(nn.Module):
     def normalised(self, x: Tensor, touched: Touched, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """:meth:`forward` by the statistics of this batch, and these: mean and variance [S, D], look-ups [S, 1]."""
         if kernels(x) and ranks.count() == 1:
-            return cast(tuple[Tensor, Tensor, Tensor, Tensor], _RowNorm.apply(x, scale, touched, self.eps))
+            return cast(tuple[Tensor, Tensor, Tensor, Tensor], _RowNorm.apply(touched, self.eps, x, scale))
         weight = touched.counts.unsqueeze(1)
         n = self._total(touched.space_sums(weight)).clamp(min=1.0)
         centre = self._total(touched.space_sums(x * weight)) / n
@@ -181,49 +186,58 @@ class RowNorm(nn.Module):
         return x if ranks.count() == 1 else ranks.mean(x) * ranks.count()
 
 
-def normalised(rows: Tensor, touched: Touched, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """:class:`RowNorm` without scale, by the kernels, in training: [U, D], and the statistics [S, D]."""
-    scale = rows.new_ones(len(touched.bounds) - 1, rows.shape[1])
-    out, centre, variance, _ = _RowNorm.apply(rows, scale, touched, eps)
-    return out, centre, variance
+def normalised(rows: Sequence[Tensor], touched: Touched, eps: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """:class:`RowNorm` without scale, by the kernels, in training, of several tables' rows [U, D]: of each the result
+    and the statistics [S, D]."""
+    spaces = len(touched.bounds) - 1
+    found = _RowNorm.apply(touched, eps, *(t for x in rows for t in (x, x.new_ones(spaces, x.shape[1]))))
+    return zip(found[::4], found[1::4], found[2::4], strict=True)
 
 
 class _Rows(torch.autograd.Function):
-    """Rows of a table; the gradient is sparse and holds those rows."""
+    """Rows of tables; the gradients are sparse and hold those rows."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, segments: Segments, mask: Tensor | None) -> Tensor:
-        ctx.segments, ctx.mask, ctx.size = segments, mask, table.shape
-        compiled_ = kernels(table)
+    def forward(ctx: Any, segments: Segments, masks: Sequence[Tensor | None], *tables: Tensor) -> tuple[Tensor, ...]:
+        ctx.segments, ctx.masks, ctx.sizes = segments, masks, [t.shape for t in tables]
+        compiled_ = kernels(*tables)
         if compiled_:
-            return cast(Tensor, compiled_.gather(table, segments.rows.int()))
-        return table.index_select(0, segments.rows)
+            return tuple(compiled_.gather_rows(list(tables), segments.rows))
+        return tuple(t.index_select(0, segments.rows) for t in tables)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return by_rows(ctx.segments, gradients[0].contiguous(), ctx.size, ctx.mask), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(by_rows(ctx.segments, g.contiguous(), size, mask)
+                             for g, size, mask in zip(gradients, ctx.sizes, ctx.masks, strict=True))
 
 
 class _RowNorm(torch.autograd.Function):
-    """The training form of :class:`RowNorm` in few passes; only the first output has a gradient."""
+    """The training form of :class:`RowNorm` in few passes, of one x and scale after the other; only the first of the
+    four outputs of each has a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, touched: Touched, eps: float) -> tuple[Tensor, ...]:
-        x, scale = x.contiguous(), scale.contiguous()
-        out, mean, variance, n = compiled().row_norm(x, touched.segments.begins, touched.n, touched.cuts, scale, eps)
+    def forward(ctx: Any, touched: Touched, eps: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+        found, saved = [], []
+        for x, scale in zip(tensors[::2], tensors[1::2], strict=True):
+            x, scale = x.contiguous(), scale.contiguous()
+            out, *statistics = compiled().row_norm(x, touched.segments.begins, touched.n, touched.cuts, scale, eps)
+            saved += [x, scale, *statistics]
+            found += [out, *statistics[:2], statistics[2].unsqueeze(1)]
         ctx.touched, ctx.eps = touched, eps
-        ctx.save_for_backward(x, scale, mean, variance, n)
-        by_space = n.unsqueeze(1)
-        ctx.mark_non_differentiable(mean, variance, by_space)
-        return out, mean, variance, by_space
+        ctx.save_for_backward(*saved)
+        ctx.mark_non_differentiable(*(t for i, t in enumerate(found) if i % 4))
+        ctx.set_materialize_grads(False)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, scale, mean, variance, n = ctx.saved_tensors
-        of_x, of_scale = compiled().row_norm_backward(
-            gradients[0].contiguous(), x, ctx.touched.segments.begins, ctx.touched.n, ctx.touched.cuts, scale, mean,
-            variance, n, ctx.eps)
-        return of_x, of_scale, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        found: list[Tensor | None] = []
+        for i, gradient in enumerate(gradients[::4]):
+            x, scale, mean, variance, n = ctx.saved_tensors[5 * i:5 * i + 5]
+            found += (None, None) if gradient is None else compiled().row_norm_backward(
+                gradient.contiguous(), x, ctx.touched.segments.begins, ctx.touched.n, ctx.touched.cuts, scale, mean,
+                variance, n, ctx.eps)
+        return None, None, *found
 
 
 class _BySpace(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,15 @@ def test_the_buffer_decides_what_is_kept_in_memory(mapped: Rows) -> None:
     big = Loader(mapped, 100, 0, buffer_mb=0)
     assert big.streams and big.per_window == 1
     assert row_bytes(mapped) == 4 * (mapped.ids.shape[1] + 2)
+
+
+def test_rows_that_are_held_are_read_by_the_thread_that_trains(mapped: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's loops in a second thread would start a second team of threads, and slow down those of the training."""
+    readers: list[int] = []
+    held = type(mapped.parts[0]).held
+    monkeypatch.setattr(type(mapped.parts[0]), "held", lambda part: readers.append(threading.get_ident()) or held(part))
+    next(Loader(mapped, 100, 0).epoch(0))
+    assert set(readers) == {threading.get_ident()}
 
 
 def test_ranks_share_every_batch(mapped: Rows) -> None:

@@ -116,9 +116,17 @@ def test_tables_give_values_and_gradients_of_torch(operations, monkeypatch, widt
     close(both(monkeypatch, looked_up))
 
 
+def test_rows_of_several_tables_are_gathered_at_once(operations) -> None:
+    rows = torch.randint(0, 50, (40,), generator=torch.Generator().manual_seed(0))
+    tables = [torch.randn(50, width) for width in (16, 8, 5)]
+    for ours, table in zip(operations.gather_rows(tables, rows), tables, strict=True):
+        assert torch.equal(ours, table[rows])
+
+
 def test_a_row_that_is_not_there_is_refused(operations) -> None:
     table, index = torch.zeros(5, 2), torch.tensor([0, 5], dtype=torch.int32)
     for call in (lambda: operations.gather(table, index), lambda: operations.field_sums(table, index, 1),
+                 lambda: operations.gather_rows([torch.zeros(9, 2), table], index.long()),
                  lambda: operations.gather_flat(table, index, torch.zeros(1, 0), 4, False, False, True),
                  lambda: operations.rowwise_adagrad(table, torch.zeros(5), index.long(), torch.ones(2, 2), 0.1, 1e-8)):
         with pytest.raises(IndexError, match="row 5 of a table of 5"):

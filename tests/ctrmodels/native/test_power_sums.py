@@ -72,14 +72,14 @@ def test_values_and_gradients_are_those_of_torch(operations, by_row: bool, width
 
     fixed = [t.detach() for t in leaves]
     rest = (fixed[1], fixed[2] if apart else None, order, lambda_c)
-    places = (found.places, found.segments.order, found.segments.begins) if by_row else (None, None, None)
+    places = found.places if by_row else None
     result = torch.zeros(B, expected.shape[1] + 3)
-    operations.power_sums(result, 2, fixed[0], places[0], *rest)
+    own_sums = operations.power_sums(result, 2, fixed[0], places, *rest)
     close(result[:, 2:-1], expected)
     assert not result[:, :2].any() and not result[:, -1].any()
     above = torch.nn.functional.pad(g, (2, 1), value=7.0)
     for wanted in (True, False):
-        gradients = operations.power_sums_backward(above, 2, fixed[0], *places, *rest, wanted)
+        gradients = operations.power_sums_backward(above, 2, fixed[0], places, *rest[:2], own_sums, *rest[2:], wanted)
         assert len(gradients[0]) == (rows if wanted else 0)
         for ours, theirs in zip(gradients[0 if wanted else 1:], expected_gradients[0 if wanted else 1:], strict=False):
             close(ours, torch.zeros_like(ours) if theirs is None else theirs)
@@ -92,16 +92,15 @@ def test_in_bfloat16_values_are_the_rounded_ones(operations, width: int, groups:
     found = lookup()
     vectors, inside = torch.randn(len(found.segments.rows), width), torch.randn(F, groups)
     columns = groups * (width if order == 1 else 1)
-    places, rest = (found.places, found.segments.order, found.segments.begins), (inside, None, order, 0.5)
     exact, rounded = torch.zeros(B, columns), torch.zeros(B, columns, dtype=torch.bfloat16)
     for result in (exact, rounded):
-        operations.power_sums(result, 0, vectors, found.places, *rest)
+        own_sums = operations.power_sums(result, 0, vectors, found.places, inside, None, order, 0.5)
     assert torch.equal(exact.bfloat16(), rounded)
     g = torch.randn(B, columns).bfloat16()
-    for ours, theirs in zip(operations.power_sums_backward(g, 0, vectors, *places, *rest, True),
-                            operations.power_sums_backward(g.float(), 0, vectors, *places, *rest, True), strict=True):
-        if ours.numel():
-            close(ours, theirs, 1e-2)
+    rest = (vectors, found.places, inside, None, own_sums, order, 0.5, True)
+    for ours, theirs in zip(operations.power_sums_backward(g, 0, *rest),
+                            operations.power_sums_backward(g.float(), 0, *rest), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("order", [1, 3])
@@ -111,14 +110,13 @@ def test_the_same_bits_on_any_number_of_threads(operations, threads, order: int)
     ids = torch.randint(0, rows, (many, F)) + rows * torch.arange(F)
     found = Lookup(ids.int().flatten(), None, (many, F))
     vectors, inside = torch.randn(len(found.segments.rows), 8), torch.randn(F, 16)
-    rest = (inside, None, order, 1.0)
     results = []
     for count in (1, 2):
         torch.set_num_threads(count)
         result = torch.zeros(many, 16 * (8 if order == 1 else 1))
-        operations.power_sums(result, 0, vectors, found.places, *rest)
-        results.append([result, *(g for wanted in (True, False) for g in operations.power_sums_backward(
-            result, 0, vectors, found.places, found.segments.order, found.segments.begins, *rest, wanted))])
+        own_sums = operations.power_sums(result, 0, vectors, found.places, inside, None, order, 1.0)
+        results.append([result, own_sums, *(g for wanted in (True, False) for g in operations.power_sums_backward(
+            result, 0, vectors, found.places, inside, None, own_sums, order, 1.0, wanted))])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
