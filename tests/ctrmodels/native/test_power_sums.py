@@ -111,13 +111,13 @@ def test_the_same_bits_on_any_number_of_threads(operations, threads, order: int)
     found = Lookup(ids.int().flatten(), None, (many, F))
     vectors, inside = torch.randn(len(found.segments.rows), 8), torch.randn(F, 16)
     results = []
-    for count in (1, 2):
+    for count in (1, 2, 5):
         torch.set_num_threads(count)
         result = torch.zeros(many, 16 * (8 if order == 1 else 1))
         own_sums = operations.power_sums(result, 0, vectors, found.places, inside, None, order, 1.0)
         results.append([result, own_sums, *(g for wanted in (True, False) for g in operations.power_sums_backward(
             result, 0, vectors, found.places, inside, None, own_sums, order, 1.0, wanted))])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
 
 def test_a_place_that_is_not_there_is_refused(operations) -> None:
