@@ -87,7 +87,8 @@ struct Fields {
 class Ahead {
  public:
   Ahead(const Fields& fields_, int64_t first)
-      : fields(fields_), values(fields.values + first * fields.stride), places(fields.places ? fields.places + first * fields.look_ups : nullptr),
+      : fields(fields_), values(fields.values + first * fields.stride),
+        places(fields.places ? fields.places + first * fields.look_ups : nullptr),
         lines(std::max<int64_t>(0, fields.count(first)) * (fields.places ? fields.look_ups : fields.stride / kLanes)) {}
 
   void of(int64_t k, int64_t n) const {

@@ -184,8 +184,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_products(const Tensor& fields, 
   return {result, means, variances, kept.values};
 }
 
-// gradient g [B] of y, its arguments, begins of group() with places, means, variances and what was kept -> the gradients of fields, of weights or nothing, and of
-// gates. With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k): that of gate_k is r_k sum_b c_b x_bk, that of
+// gradient g [B] of y, its arguments, begins of group() with places, means, variances and what was kept -> the gradients
+// of fields, of weights or nothing, and of gates. With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k): that of gate_k is r_k sum_b c_b x_bk, that of
 // x_bk
 //   gate_k r_k (c_b - r_k (x_bk - mean_k) mean(c n_k)).
 // A number among the weights gets gate_k eps_k r_k^3 sum_b c_b x_bk / number: normalisation leaves it no more.

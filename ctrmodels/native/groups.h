@@ -83,9 +83,21 @@ void add_pieces(float* to, const Lanes& values) {
   *reinterpret_cast<Anywhere*>(to) += sum;
 }
 
+using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 using Bits = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 using Shorts = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 using ShortsAnywhere = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(sizeof(uint16_t)), may_alias));
+
+// Lane l: that of `values` which places[l] names.
+Lanes spread(Lanes values, Ints places) {
+#ifdef __clang__  // which has no shuffle by places that are not constant
+  Lanes found;
+  for (int64_t l = 0; l < kLanes; ++l) found[l] = values[places[l]];
+  return found;
+#else
+  return __builtin_shuffle(values, places);
+#endif
+}
 
 Lanes lanes_of(const float* from) { return *reinterpret_cast<const LanesAnywhere*>(from); }
 Lanes lanes_of(const BFloat16* from) {
@@ -359,7 +371,6 @@ class GroupPowers {
   // The gradients of g in kLanes rows from `first` on, zeros for those that are not there, and behind them that of y.
   template <typename T>
   void slope(const T* gradient, int64_t stride, int64_t first, Lanes* slopes) const {
-    using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
     const int64_t rows = std::min(kLanes, of_.b - first);
     std::fill(slopes + rows * kept_, slopes + kLanes * kept_, Lanes{});
     for (int64_t i = 0; i < rows; ++i) {
@@ -379,8 +390,8 @@ class GroupPowers {
         for (int64_t k = 0; k < std::min(kRows, rows - i); ++k)
           for (int64_t t = 0; t < kTogether; ++t) {
             Lanes* row = slopes + (i + k) * kept_;
-            const Lanes above = __builtin_shuffle(row[kept_ - blocks_ + (q + t) / kPiece],
-                                                  firsts + static_cast<int32_t>((q + t) % kPiece));
+            const Lanes above = spread(row[kept_ - blocks_ + (q + t) / kPiece],
+                                       firsts + static_cast<int32_t>((q + t) % kPiece));
             row[part * registers_ + q + t] = static_cast<float>(order_) * above * power(sums[k][t], order_ - 1);
           }
       });

@@ -86,7 +86,8 @@ TORCH_LIBRARY(ctrmodels, m) {
       "result, Tensor means, Tensor variances, Tensor kept)");
   m.def(
       "gated_products_backward(Tensor gradient, Tensor fields, Tensor? places, Tensor? begins, Tensor? weights, Tensor slots, "
-      "Tensor gates, Tensor eps, Tensor means, Tensor variances, Tensor kept) -> (Tensor of_fields, Tensor of_weights, Tensor of_gates)");
+      "Tensor gates, Tensor eps, Tensor means, Tensor variances, Tensor kept) -> (Tensor of_fields, Tensor of_weights, Tensor "
+      "of_gates)");
   m.def(
       "power_sums(Tensor(a!) result, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float "
       "compensation) -> Tensor own_sums");

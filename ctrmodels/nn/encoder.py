@@ -116,7 +116,7 @@ class FeatureEncoder(nn.Module):
         width: W.
         tables: the embeddings that only interactions and groups read, by name.
         n_products: M.
-        reads: whether anybody reads ``Encoded.fields`` beside groups, which may read rows instead.
+        reads_fields: whether anybody reads ``Encoded.fields`` beside interactions and groups, which may read rows.
     """
 
     bounds: Tensor
@@ -202,7 +202,7 @@ class FeatureEncoder(nn.Module):
         by_name: dict[str, Tensor | ByRow] = {MAIN: fields, **tables, **(rows or {})}
         penalty = fields.new_zeros(())
         if self.l2:
-            penalty = self.l2 * torch.stack([_squares(e) for e in by_name.values()]).sum() / len(batch)
+            penalty = self.l2 * torch.stack([_squares(e) for e in by_name.values()]).sum() / lookup.shape[0]
         penalty = penalty if own is None else penalty + own
         interests = self.interests(fields.unbind(1), steps) if steps else ()
         if flat.shape[1] > self.plain_width:  # it has room for them
@@ -236,7 +236,8 @@ class FeatureEncoder(nn.Module):
 def _squares(embedding: Tensor | ByRow) -> Tensor:
     """Sum of the squares of all looked-up values, a scalar."""
     if isinstance(embedding, ByRow):
-        return embedding.rows.square().sum(1) @ embedding.touched.counts
+        # Not by a product of vectors, which autocast would round.
+        return (embedding.rows.square().sum(1) * embedding.touched.counts).sum()
     return embedding.square().sum()
 
 

@@ -110,7 +110,7 @@ def gathered(rows: Tensor, index: Tensor, numeric: Tensor, width: int, pairs: bo
     Fields that are not ``asked`` for are empty where they take writing.
     """
     fields, flat, pair_sum, total = compiled().gather_flat(rows, index, numeric, width, pairs, bf16, asked)
-    # In float32 the fields lie in flat; to autograd they are a tensor of their own, since nothing writes to either.
+    # In float32 the fields lie in flat; autograd takes them for a tensor of their own: nothing writes to their columns.
     fields = fields.new_empty(0).set_(fields.untyped_storage(), fields.storage_offset(), fields.shape, fields.stride())
     return fields, flat, pair_sum, total
 

@@ -232,7 +232,8 @@ def _normalised(by_row: Mapping[PowerSums, ByRow]) -> dict[PowerSums, Tensor]:
     if not by_row:
         return {}
     parts, first = list(by_row), next(iter(by_row.values()))
-    found = list(normalised([own.rows for own in by_row.values()], first.touched, parts[0].norm.eps))
+    eps, = {part.norm.eps for part in parts}
+    found = list(normalised([own.rows for own in by_row.values()], first.touched, eps))
     follow([part.norm for part in parts], [centre.flatten() for _, centre, _ in found],
            [variance.flatten() for _, _, variance in found], first.lookup.shape[0])
     return {part: out for part, (out, _, _) in zip(parts, found, strict=True)}

@@ -165,7 +165,7 @@ class _GatedProducts(torch.autograd.Function):
     """Products of one kind, normalised over the batch and added up by their gates.
 
     ``y_b = sum_m gate_m (x_bm - mean_m) (variance_m + eps_m)^(-1/2)``; every x is computed once and kept until the
-    backward pass, 4 bytes each.
+    backward pass, 4 bytes each; those of vectors of few values are computed again instead.
     """
 
     @staticmethod
@@ -445,7 +445,7 @@ class Products(nn.Module):
         """[B, F, D] of every embedding by name, or its rows → [B, M], in the order of the interactions."""
         if not len(self):
             some = next(iter(fields.values()))
-            rows, values = (some.lookup.shape[0], some.rows) if isinstance(some, ByRow) else (len(some), some)
+            rows, values = (some.lookup.shape[0], some.rows) if isinstance(some, ByRow) else (some.shape[0], some)
             return values.new_zeros(rows, 0)
         if self.compiles(fields):
             operands = self._operands(fields)

@@ -45,8 +45,9 @@ class BatchNorm(nn.BatchNorm1d):
 def follow(norms: Sequence[BatchNorm], centres: Sequence[Tensor], variances: Sequence[Tensor], n: Tensor | int) -> None:
     """Move the running statistics of ``norms``, which have one momentum, towards those of ``n`` rows."""
     momentum, = {norm.momentum for norm in norms}
-    counts = [norm.num_batches_tracked for norm in norms]
     assert momentum is not None
-    torch._foreach_add_([c for c in counts if c is not None], 1)
+    if isinstance(n, int) and n < 2:
+        raise ValueError(f"batch statistics of {n} rows: it takes two or more")
+    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
     running = [cast(Tensor, norm.running_mean) for norm in norms], [cast(Tensor, norm.running_var) for norm in norms]
     torch._foreach_lerp_([*running[0], *running[1]], [*centres, *(v * (n / (n - 1)) for v in variances)], momentum)

@@ -172,7 +172,7 @@ def test_a_split_model_scores_as_the_whole_one(alloc: str, grown: bool, history:
     assert len(passes) == 1 and state["state.user"].shape == (1, 128)
     assert list(found) == list(expected)
     for name, score in expected.items():
-        np.testing.assert_allclose(found[name].numpy(), score, rtol=1e-6, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name].numpy(), score, rtol=3e-6, atol=1e-6, err_msg=name)
         assert np.ptp(score) > 0.01
 
 

@@ -34,6 +34,16 @@ def trained(model: type, **settings: float) -> list[Tensor]:
     return [loss.detach(), *(p.grad.to_dense() for p in network.parameters() if p.grad is not None)]
 
 
+def test_the_penalty_is_not_rounded() -> None:
+    """Counts of look-ups, of which bfloat16 holds eight bits, and sums of squares."""
+    encoder = FeatureEncoder(LOG.schema, SPEC, l2=0.1)
+    penalties = []
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            penalties.append(encoder(BATCH).penalty)
+    assert torch.equal(*penalties)
+
+
 @pytest.mark.parametrize("l2", [0.0, 0.1])
 @pytest.mark.parametrize("model", [AutoDeepFM, AutoIPNN])
 def test_by_row_is_by_look_up(monkeypatch, model: type, l2: float) -> None:
