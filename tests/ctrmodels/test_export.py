@@ -171,8 +171,9 @@ def test_a_split_model_scores_as_the_whole_one(alloc: str, grown: bool, history:
         found = ItemHalf(model, SCHEMA)(state, *items)
     assert len(passes) == 1 and state["state.user"].shape == (1, 128)
     assert list(found) == list(expected)
+    relative = 3e-6 if grown else 1e-6  # micro-networks normalise small embeddings, and their rounding with them
     for name, score in expected.items():
-        np.testing.assert_allclose(found[name].numpy(), score, rtol=3e-6, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name].numpy(), score, rtol=relative, atol=1e-6, err_msg=name)
         assert np.ptp(score) > 0.01
 
 
