@@ -89,15 +89,15 @@ class Ahead {
   Ahead(const Fields& fields_, int64_t first)
       : fields(fields_), values(fields.values + first * fields.stride),
         places(fields.places ? fields.places + first * fields.look_ups : nullptr),
-        lines(std::max<int64_t>(0, fields.count(first)) * (fields.places ? fields.look_ups : fields.stride / kLanes)) {}
+        lines(std::max<int64_t>(0, fields.count(first)) * (fields.places ? fields.look_ups : fields.stride / kLine)) {}
 
   void of(int64_t k, int64_t n) const {
     for (int64_t i = k * kLines; i < std::min(lines, (k + n) * kLines); ++i)
-      __builtin_prefetch(fields.places ? fields.values + places[i] * fields.stride : values + i * kLanes, 0, 3);
+      __builtin_prefetch(fields.places ? fields.values + places[i] * fields.stride : values + i * kLine, 0, 3);
   }
 
  private:
-  static constexpr int64_t kLines = 2;
+  static constexpr int64_t kLine = 16, kLines = 2;
   const Fields& fields;
   const float* values;
   const int32_t* places;

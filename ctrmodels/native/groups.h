@@ -302,7 +302,7 @@ class GroupPowers {
   }
 
  private:
-  static constexpr int64_t kCopies = kLanes / kPiece, kRows = 4, kTogether = 4;
+  static constexpr int64_t kCopies = kLanes / kPiece, kRows = 4, kTogether = kRegisters / 8;
   using Sums = std::array<std::array<Lanes, kTogether>, kRows>;
 
   static int64_t register_of(int64_t group) { return group / kLanes * kPiece + group % kPiece; }
@@ -454,10 +454,10 @@ class GroupPowers {
     }
   }
 
-  template <bool kVectors, int64_t kRegisters>
+  template <bool kVectors, int64_t kWide>
   void of_registers(const Lines& lines, int64_t c, int64_t part, int64_t q, const Lanes& away, Lanes* pulls, float* to) const {
-    std::array<Lanes, kRegisters> weight, pull;
-    for (int64_t t = 0; t < kRegisters; ++t) {
+    std::array<Lanes, kWide> weight, pull;
+    for (int64_t t = 0; t < kWide; ++t) {
       weight[t] = inside_[c * registers_ + q + t];
       pull[t] = pulls[q + t];
     }
@@ -470,13 +470,13 @@ class GroupPowers {
       const Lanes x = repeated<kPiece>(vectors + k, std::make_index_sequence<kLanes>());
       std::array<Lanes, 2> sums{};  // that need not wait for each other
       if (kVectors && q == 0) sums[0] = away[i] * power(x, order - 1);
-      for (int64_t t = 0; t < kRegisters; ++t) {
+      for (int64_t t = 0; t < kWide; ++t) {
         pull[t] += slope[t] * x;
         if (kVectors) sums[t % 2] += slope[t] * weight[t];
       }
       if (kVectors) add_pieces<kPiece>(to + k, sums[0] + sums[1]);
     }
-    for (int64_t t = 0; t < kRegisters; ++t) pulls[q + t] = pull[t];
+    for (int64_t t = 0; t < kWide; ++t) pulls[q + t] = pull[t];
   }
 
   const LookedUp& of_;
@@ -496,12 +496,12 @@ void by_piece(const LookedUp& of, const Tensor& inside, const std::optional<Tens
     TORCH_CHECK(own->sizes() == inside.sizes(), "shapes do not fit");
   }
   const auto with = [&]<int64_t kPiece>() { work(GroupPowers<kPiece>(of, inside, own.value_or(inside), order, lambda)); };
-  if (of.wide == 4)
+  if (kLanes > 4 && of.wide == 4)
     with.template operator()<4>();
-  else if (of.wide == 8)
+  else if (kLanes > 8 && of.wide == 8)
     with.template operator()<8>();
   else
-    with.template operator()<16>();
+    with.template operator()<kLanes>();
 }
 
 // vectors [N, D], places int32 [B * F] or none if N = B * F, and weights [F, G] -> y: [B, G], or [B, G * D] at order 1,

@@ -111,7 +111,7 @@ class FieldPull {
   // work<n>(j) of all D values, n from j on.
   template <typename Work>
   void in_blocks(const Work& work) const {
-    constexpr int64_t kBlock = 8;
+    constexpr int64_t kBlock = kRegisters / 4;
     int64_t j = 0;
     for (; j + kBlock <= of.d; j += kBlock) work.template operator()<kBlock>(j);
     for (; j < of.d; ++j) work.template operator()<1>(j);

@@ -10,7 +10,17 @@
 
 namespace {
 
-constexpr int64_t kLanes = 16;  // rows that are computed at once
+// Rows that are computed at once, those of one register: what takes several, compilers keep in memory. And how many of these
+// the processor has.
+#ifdef __AVX512F__
+constexpr int64_t kLanes = 16, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int64_t kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int64_t kLanes = 4, kRegisters = 32;
+#else
+constexpr int64_t kLanes = 4, kRegisters = 16;
+#endif
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 using LanesAnywhere = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
 

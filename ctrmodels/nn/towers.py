@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -73,8 +74,17 @@ def computes(x: Tensor) -> torch.dtype | None:
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    fits = dtype in (torch.float32, torch.bfloat16) and x.dim() == 2 and torch.is_grad_enabled()
+    fits = _fused(dtype) and x.dim() == 2 and torch.is_grad_enabled()
     return dtype if fits and kernels(x) else None
+
+
+@cache
+def _fused(dtype: torch.dtype) -> bool:
+    """Whether this processor has a layer and its activation as one operation. In bfloat16 not every one does, though all
+    have torch's own layers."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
