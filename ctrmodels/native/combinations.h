@@ -154,6 +154,9 @@ struct Tiles {
       : of(of_), b(b_), tiles((b + kLanes - 1) / kLanes),
         parts(std::clamp<int64_t>(b * of.m * of.d / (64 * kGrain), 1, std::clamp<int64_t>(tiles, 1, 16))) {}
 
+  // The rows, and parts of them, that others have, for other combinations of the same fields.
+  Tiles(const Combinations& of_, const Tiles& others) : of(of_), b(others.b), tiles(others.tiles), parts(others.parts) {}
+
   // The values of a vector [B] that belong to the tile at row `first`, zero behind the last.
   Lanes at(const float* vector, int64_t first) const {
     Lanes values{};

@@ -8,6 +8,10 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_copy.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <array>
@@ -57,6 +61,14 @@ struct Kept {
     return room;
   }
 
+  // Those combinations of the tile that `open` names, which take() has alone, into room.
+  template <typename Take>
+  void some(int64_t first, const Take& take, const std::vector<int64_t>& open, Lanes* room) const {
+    if (!values.numel()) return take([room](int64_t i, Lanes x) { room[i] = x; });
+    const Lanes* x = at(first);
+    for (const int64_t k : open) *room++ = x[k];
+  }
+
   // Where they are kept, if they are.
   Lanes* at(int64_t first) const {
     return reinterpret_cast<Lanes*>(values.mutable_data_ptr<float>()) + first / kLanes * rows.of.m;
@@ -77,12 +89,12 @@ struct Kept {
     });
   }
 
-  // sum_k scale_k (x_bk - centre_k) -> out [B].
-  void by_row(const float* scale, const float* centre, float* out) const {
+  // sum_k scale_k (x_bk - centre_k) of those k that `open` names -> out [B].
+  void by_row(const std::vector<int64_t>& open, const float* scale, const float* centre, float* out) const {
     constexpr int64_t kSums = 4;  // that need not wait for each other
-    each([=, this, m = rows.of.m](int64_t, int64_t first, const Lanes* x) {
+    each([=, this, &open, n = static_cast<int64_t>(open.size())](int64_t, int64_t first, const Lanes* x) {
       std::array<Lanes, kSums> sums{};
-      for (int64_t k = 0; k < m; ++k) sums[k % kSums] += scale[k] * (x[k] - centre[k]);
+      for (int64_t i = 0; i < n; ++i) sums[i % kSums] += scale[open[i]] * (x[open[i]] - centre[open[i]]);
       const Lanes sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       std::copy_n(reinterpret_cast<const float*>(&sum), std::min(kLanes, rows.b - first), out + first);
     });
@@ -157,6 +169,14 @@ struct Gated {
   float number(int64_t k) const { return numbers ? numbers[k] : 1.0f; }
 };
 
+// Those combinations whose gate is not zero. The others give a row nothing, and get nothing but what their gate does.
+std::vector<int64_t> open_ones(const std::vector<float>& scale) {
+  std::vector<int64_t> open;
+  for (size_t k = 0; k < scale.size(); ++k)
+    if (scale[k] != 0.0f) open.push_back(static_cast<int64_t>(k));
+  return open;
+}
+
 // fields, places, weights and slots of products(), gates [M] and eps [M] -> y [B], means [M], variances [M], and what
 // the backward pass wants kept.
 std::tuple<Tensor, Tensor, Tensor, Tensor> gated_products(const Tensor& fields, const std::optional<Tensor>& places,
@@ -180,7 +200,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_products(const Tensor& fields, 
     variance[k] *= number * number;
     scale[k] = gates.const_data_ptr<float>()[k] * number / std::sqrt(variance[k] + eps.const_data_ptr<float>()[k]);
   }
-  kept.by_row(scale.data(), centre.data(), out);
+  kept.by_row(open_ones(scale), scale.data(), centre.data(), out);
   return {result, means, variances, kept.values};
 }
 
@@ -220,15 +240,25 @@ std::tuple<Tensor, Tensor, Tensor> gated_products_backward(
     slope[k] = static_cast<float>(slope_ * number * number);
     level[k] = static_cast<float>(slope_ * number * means.const_data_ptr<float>()[k]);
   }
-  auto [of_fields, of_weights] = pull_parts(rows, fields, begins, [&](int64_t part, const auto& pull) {
-    std::vector<Lanes> of_x(of.m + 1), room(of.m);
-    rows.of_part(part, [&](int64_t first, const auto& take, const Lanes* x) {
+  const std::vector<int64_t> open = open_ones(scale);
+  const Tensor chosen = at::tensor(open, slots.options()), open_slots = slots.index_select(1, chosen);
+  std::optional<Tensor> open_weights;
+  if (of.weighted) open_weights = weights->index_select(0, chosen);
+  const Combinations pulling(fields, places, open_weights, open_slots);
+  const Tiles pulled(pulling, rows);
+  auto [of_fields, of_weights] = pull_parts(pulled, fields, begins, [&](int64_t part, const auto& pull) {
+    std::vector<Lanes> x_open(pulling.m), of_x(pulling.m + 1);
+    pulled.of_part(part, [&](int64_t first, const auto& take, const Lanes* x) {
       const Lanes own = rows.at(centred.data(), first), there = rows.there(first);
-      const Lanes* sums = kept.of(first, take, room.data());
-      for (int64_t k = 0; k < of.m; ++k) of_x[k] = scale[k] * own + (level[k] * there - slope[k] * sums[k]);
+      kept.some(first, take, open, x_open.data());
+      for (int64_t i = 0; i < pulling.m; ++i) {
+        const int64_t k = open[i];
+        of_x[i] = scale[k] * own + (level[k] * there - slope[k] * x_open[i]);
+      }
       pull(first, x, of_x.data());
     });
   });
+  if (of.weighted) of_weights = at::zeros({of.m, of.d}, of_weights.options()).index_copy_(0, chosen, of_weights);
   return {of_fields, gated.numbers ? of_numbers : of_weights, of_gates};
 }
 

@@ -247,6 +247,7 @@ template <typename Work>
 std::tuple<Tensor, Tensor> pull_parts(const Tiles& rows, const Tensor& fields, const std::optional<Tensor>& begins,
                                       const Work& work) {
   const Combinations& of = rows.of;
+  if (of.m == 0) return {at::zeros(fields.sizes(), fields.options()), at::zeros({0, of.d}, fields.options())};
   const FieldPull pull_fields(of);
   const int64_t shares = std::min<int64_t>(rows.parts, of.fields.places ? 4 : 16);
   FieldGradients of_fields(fields, of.fields, begins, shares);

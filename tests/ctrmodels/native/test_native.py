@@ -371,15 +371,17 @@ def normalised(x: Tensor, eps: Tensor) -> Tensor:
     return (x - x.mean(0)) / (x.var(0, unbiased=False) + eps).sqrt()
 
 
+@pytest.mark.parametrize("closed", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("weighted", ["", "one", "each"])
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("width", [1, 5, 16, 20])
 @pytest.mark.parametrize("rows", [2, 37, 80])
 def test_gated_products_are_normalised_and_added_up(
-        operations, rows: int, width: int, order: int, weighted: str, every: int) -> None:
+        operations, rows: int, width: int, order: int, weighted: str, every: int, closed: float) -> None:
     """In both directions: of fewer rows than are computed at once, of whole tiles and of more; of some combinations
-    out of order and of all, of columns that hardly vary, and of fields that lie in rows of something wider."""
+    out of order and of all, of columns that hardly vary, of gates that are zero, which learn all the same, and of
+    fields that lie in rows of something wider."""
     generator = torch.Generator().manual_seed(0)
     fields = 7
     slots = torch.combinations(torch.arange(fields), order).flip(0)[::every].T.contiguous()
@@ -389,6 +391,7 @@ def test_gated_products_are_normalised_and_added_up(
     x32 = wide[:, :fields * width].unflatten(1, (fields, width))
     w32 = torch.randn(m, width if weighted == "each" else 1, generator=generator) if weighted else None
     gates, eps, g = torch.randn(m, generator=generator), torch.full((m,), 0.1), torch.randn(rows, generator=generator)
+    gates *= torch.rand(m, generator=generator) >= closed
     total, means, variances, kept = operations.gated_products(x32, None, w32, slots, gates, eps)
     found = operations.gated_products_backward(g, x32, None, None, w32, slots, gates, eps, means, variances, kept)
     leaves = [t.double().requires_grad_() for t in (x32, gates, *([] if w32 is None else [w32]))]
@@ -399,6 +402,7 @@ def test_gated_products_are_normalised_and_added_up(
              (found[0], of_fields), (found[2], of_gates), *zip(found[1:2], of_weights, strict=False)]
     for mine, theirs in pairs:
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
+    assert found[2].all()
 
 
 @pytest.mark.parametrize("own", [1, 2])
@@ -420,6 +424,7 @@ def test_products_of_vectors_by_place_are_those_of_the_looked_up_ones(
     m = slots.shape[1]
     w = torch.randn(m, width if weighted == "each" else 1, generator=generator) if weighted else None
     gates, eps, g = torch.randn(m, generator=generator), torch.full((m,), 0.1), torch.randn(rows, generator=generator)
+    gates[::3] = 0
     of_products = torch.randn(rows, m, generator=generator)
     pairs: list[tuple[Tensor, Tensor]] = []
     ours, theirs = torch.empty(rows, m), torch.empty(rows, m)
