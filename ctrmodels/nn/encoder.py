@@ -142,7 +142,7 @@ class FeatureEncoder(nn.Module):
         self.interests = Interests(schema, self.embedding.dim, attended.histories, softmax=attended.softmax)
         self.dropout = Dropout(dropout)
         self.l2, self.pair_sum = l2, pair_sum
-        self.plain_width = flat_width(self.n_fields, spec.out_dim, len(schema.numeric_fields))
+        self.plain_width = flat_width(self.n_fields, self.embedding.dim, len(schema.numeric_fields))
         self.width = appended_width(self.plain_width, self.interests.width + self.groups.width + self.micronets.width)
         self.n_products = len(self.products)
         self.reads_fields = bool(fields or self.micronets.width or self.interests.width)

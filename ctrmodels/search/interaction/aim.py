@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctrmodels.archspec import MAIN, ArchSpec, Interaction, Op, PerField, Uniform, all_combinations
+from ctrmodels.archspec import MAIN, ArchSpec, Interaction, Op, Uniform, all_combinations
 from ctrmodels.data.schema import Schema
 from ctrmodels.search.base import Found, Host, SearchRows, configuration
 from ctrmodels.search.embedding.aim_eds import AIMEDS
@@ -151,7 +151,7 @@ def _bare(spec: ArchSpec, schema: Schema) -> ArchSpec:
     """``spec`` on a network whose own embedding, which without an MLP nothing reads, is empty."""
     if any(i.table == MAIN for i in spec.interactions or ()):
         return replace(spec, alloc=Uniform(spec.out_dim))
-    return replace(spec, alloc=PerField((0,) * len(schema.id_spaces)))
+    return replace(spec, alloc=Uniform(0))
 
 
 def _part(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
