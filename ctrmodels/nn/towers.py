@@ -80,8 +80,7 @@ def computes(x: Tensor) -> torch.dtype | None:
 
 @cache
 def _fused(dtype: torch.dtype) -> bool:
-    """Whether this processor has a layer and its activation as one operation. In bfloat16 not every one does, though all
-    have torch's own layers."""
+    """Whether this processor has a layer and its activation as one operation; in bfloat16 not every one does."""
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32 and torch.backends.mkldnn.is_available()

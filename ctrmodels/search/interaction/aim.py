@@ -79,7 +79,7 @@ class AIM(GatedSearch):
             if not candidates:
                 break
             tables = {i.table: Uniform(host.dim) for i in (*kept, *candidates)}
-            spec = _bare(ArchSpec.of(schema, self.name, host.dim, interactions=kept, tables=tables), schema)
+            spec = _bare(ArchSpec.of(schema, self.name, host.dim, interactions=kept, tables=tables))
             stage = self.select(spec, candidates, rows, alone, seed, _part(checkpoint, f"order{order}"), order=order)
             found, kept = _after(found, stage.found), (*kept, *stage.kept)
         return kept, found
@@ -113,7 +113,7 @@ def select_dimensions(spec: ArchSpec, method: AIMEDS, rows: SearchRows, host: Ho
     seed_everything(seed)
     schema, alone = rows.schema, _without_mlp(host)
     # Normalised rows have one norm, so that a penalty on it would act on the gates alone.
-    network = replace(alone, l2=0.0).build(schema, _bare(spec, schema))
+    network = replace(alone, l2=0.0).build(schema, _bare(spec))
     embeddings = {name: method.embedding(schema, spec.out_dim) for name in spec.tables}
     network.encoder.tables.update(embeddings)
     found = method.train(network, list(embeddings.values()), rows, alone, seed, checkpoint)
@@ -147,11 +147,10 @@ def _without_mlp(host: Host) -> Host:
     return replace(host, model="autodeepfm", hidden=())
 
 
-def _bare(spec: ArchSpec, schema: Schema) -> ArchSpec:
+def _bare(spec: ArchSpec) -> ArchSpec:
     """``spec`` on a network whose own embedding, which without an MLP nothing reads, is empty."""
-    if any(i.table == MAIN for i in spec.interactions or ()):
-        return replace(spec, alloc=Uniform(spec.out_dim))
-    return replace(spec, alloc=Uniform(0))
+    read = any(i.table == MAIN for i in spec.interactions or ())
+    return replace(spec, alloc=Uniform(spec.out_dim if read else 0))
 
 
 def _part(checkpoint: Checkpoint | None, name: str) -> Checkpoint | None:
