@@ -9,16 +9,13 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
-
-#ifdef __AVX512DQ__
-#include <immintrin.h>
-#endif
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <span>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -27,12 +24,20 @@
 
 namespace {
 
+// values^order, of several at once, so that the order is asked for once.
+template <size_t n>
+[[gnu::always_inline]] inline void raise(std::array<Lanes, n>& values, int64_t order) {
+  const std::array<Lanes, n> x = values;
+  if (order == 0)
+    for (Lanes& value : values) value = all(1.0f);
+  for (int64_t k = 1; k < order; ++k)
+    for (size_t i = 0; i < n; ++i) values[i] *= x[i];
+}
+
 Lanes power(Lanes x, int64_t order) {
-  if (order == 1) return x;
-  if (order == 2) return x * x;
-  Lanes found = all(1.0f);
-  for (int64_t k = 0; k < order; ++k) found *= x;
-  return found;
+  std::array<Lanes, 1> found{x};
+  raise(found, order);
+  return found[0];
 }
 
 // Lane l: the sum of all lanes of vector l; or, of the first 2 * kStep vectors, where lanes l and l + 2 * kStep are summed
@@ -63,41 +68,9 @@ struct Piece<4> {
   using Anywhere = float __attribute__((vector_size(4 * sizeof(float)), aligned(sizeof(float)), may_alias));
 };
 
-// kPiece numbers, side by side as often as a register holds them.
-template <int64_t kPiece, size_t... l>
-Lanes repeated(const float* from, std::index_sequence<l...>) {
-#ifdef __AVX512DQ__  // where compilers load first and shuffle then, which competes with products
-  if constexpr (kPiece == 8) return reinterpret_cast<Lanes>(_mm512_broadcast_f32x8(_mm256_loadu_ps(from)));
-#endif
-  const auto piece = *reinterpret_cast<const typename Piece<kPiece>::Anywhere*>(from);
-  return __builtin_shufflevector(piece, piece, (l % kPiece)...);
-}
-
-// to[l] += the sum of lanes l, l + kPiece, ...
-template <int64_t kPiece>
-void add_pieces(float* to, const Lanes& values) {
-  using Anywhere = typename Piece<kPiece>::Anywhere;
-  const auto* pieces = reinterpret_cast<const Anywhere*>(&values);
-  Anywhere sum = pieces[0];
-  for (int64_t s = 1; s < kLanes / kPiece; ++s) sum += pieces[s];
-  *reinterpret_cast<Anywhere*>(to) += sum;
-}
-
-using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 using Bits = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 using Shorts = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 using ShortsAnywhere = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t)), aligned(sizeof(uint16_t)), may_alias));
-
-// Lane l: that of `values` which places[l] names.
-Lanes spread(Lanes values, Ints places) {
-#ifdef __clang__  // which has no shuffle by places that are not constant
-  Lanes found;
-  for (int64_t l = 0; l < kLanes; ++l) found[l] = values[places[l]];
-  return found;
-#else
-  return __builtin_shuffle(values, places);
-#endif
-}
 
 Lanes lanes_of(const float* from) { return *reinterpret_cast<const LanesAnywhere*>(from); }
 Lanes lanes_of(const BFloat16* from) {
@@ -172,34 +145,49 @@ struct LookedUp {
       for (; from < end; ++from) __builtin_prefetch(values + *from * width, kWrites);
     }
   }
-
-  // The same in kLanes rows, of which the last one stands for those that are not there.
-  std::array<int64_t, kLanes> places_of(int64_t first, int64_t c) const {
-    std::array<int64_t, kLanes> found;
-    for (int64_t l = 0; l < kLanes; ++l) found[l] = place(std::min(first + l, b - 1), c);
-    return found;
-  }
 };
 
-// The groups of one order. kPiece lanes of a register are numbers of one group: all of them, or 4 or 8 where vectors are
-// narrow. So kPiece registers hold kLanes groups, group number l in lanes l / kPiece * kPiece on of register l % kPiece.
-// A wider vector takes several `parts`.
+// Which entries of a matrix [F, G] count, by row or by column.
+class Listed {
+ public:
+  struct Entry {
+    int64_t other;  // column, or row
+    float value;
+  };
+
+  // counts(row * columns + column)
+  template <typename Counts>
+  Listed(const float* matrix, int64_t rows, int64_t columns, bool by_row, const Counts& counts) {
+    for (int64_t i = 0; i < (by_row ? rows : columns); ++i) {
+      for (int64_t j = 0; j < (by_row ? columns : rows); ++j) {
+        const int64_t at = by_row ? i * columns + j : j * columns + i;
+        if (counts(at)) entries_.push_back({j, matrix[at]});
+      }
+      ends_.push_back(entries_.size());
+    }
+  }
+
+  std::span<const Entry> operator[](int64_t i) const {
+    const int64_t begin = i ? ends_[i - 1] : 0;
+    return {entries_.data() + begin, static_cast<size_t>(ends_[i] - begin)};
+  }
+
+ private:
+  std::vector<Entry> entries_;
+  std::vector<int64_t> ends_;
+};
+
+// The groups of one order. A register holds kPiece numbers of a vector, in as many rows as there is room for; a wider vector
+// takes several `parts`. kTogether registers of rows are a tile, of which groups are computed of their members one by one.
 template <int64_t kPiece>
 class GroupPowers {
  public:
-  GroupPowers(const LookedUp& of, const Tensor& inside, const Tensor& own, int64_t order, double lambda)
-      : of_(of), order_(order), g_(inside.size(1)), parts_(of.wide / kPiece), blocks_((g_ + kLanes - 1) / kLanes),
-        registers_(g_ / kLanes * kPiece + std::min(kPiece, whole(g_ % kLanes, kTogether))),
-        kept_(parts_ * registers_ + (order > 1 ? blocks_ : 0)), lambda_(order > 1 ? static_cast<float>(lambda) : 0.0f),
-        inside_(of.f * registers_), own_(of.f * blocks_) {
-    const float *weights = inside.const_data_ptr<float>(), *others = own.const_data_ptr<float>();
-    for (int64_t c = 0; c < of.f; ++c)
-      for (int64_t j = 0; j < g_; ++j) {
-        for (int64_t l = 0; l < kPiece; ++l)
-          inside_[c * registers_ + register_of(j)][j % kLanes / kPiece * kPiece + l] = weights[c * g_ + j];
-        own_[c * blocks_ + j / kLanes][j % kLanes] = others[c * g_ + j];
-      }
-  }
+  // members [F, G]: a zero says that nobody wants the gradient of this entry of `inside`.
+  GroupPowers(const LookedUp& of, const Tensor& inside, const Tensor& own, const Tensor* members, int64_t order, double lambda)
+      : of_(of), order_(order), g_(inside.size(1)), parts_(of.wide / kPiece), blocks_(whole(g_, kLanes) / kLanes),
+        field_blocks_(whole(of.f, kLanes) / kLanes), lambda_(order > 1 ? static_cast<float>(lambda) : 0.0f), inside_(inside.const_data_ptr<float>()),
+        members_(members ? members->const_data_ptr<float>() : nullptr), own_(own.const_data_ptr<float>()),
+        of_groups_(inside_, of.f, g_, false, [this](int64_t at) { return inside_[at] != 0.0f; }) {}
 
   // The powers of a vector's values added up, [N]; nothing if they are not needed.
   Tensor own_sums() const {
@@ -210,8 +198,12 @@ class GroupPowers {
         const int64_t there = std::min(kLanes, end - k);
         std::array<Lanes, kLanes> found{};
         for (int64_t i = 0; i < there; ++i)
-          for (int64_t part = 0; part < parts_; ++part) found[i] += power(vector(k + i, part), order_);
-        put(sums + k, sums_of_lanes(found) * (1.0f / kCopies), there);
+          for (int64_t part = 0; part < parts_; ++part) {
+            Lanes x{};
+            copy(of_.vectors + (k + i) * of_.wide + part * kPiece, reinterpret_cast<float*>(&x), kPiece);
+            found[i] += power(x, order_);
+          }
+        put(sums + k, sums_of_lanes(found), there);
       }
     });
     return result;
@@ -220,282 +212,345 @@ class GroupPowers {
   // -> y [B, G], or [B, G * D] at order 1, of rows that begin `stride` apart
   template <typename T>
   void forward(T* y, int64_t stride, const float* own_sums) const {
-    std::vector<Lanes> own(own_);
-    for (Lanes& w : own) w = lambda_ * power(w, order_);
-    at::parallel_for(0, of_.b, grain(of_.f * of_.d), [&](int64_t begin, int64_t end) {
-      std::vector<Lanes> found(kRows * registers_);
-      for (int64_t first = begin; first < end; first += kRows) {
-        each_sum(first, end, [&](int64_t part, int64_t q, const Sums& sums) {
-          for (int64_t k = 0; k < kRows; ++k)
-            for (int64_t t = 0; t < kTogether; ++t) {
-              if (order_ > 1) {
-                Lanes& to = found[k * registers_ + q + t];
-                to = power(sums[k][t], order_) + (part ? to : Lanes{});
-              } else if (first + k < end) {
-                write(y + (first + k) * stride, part, q + t, sums[k][t]);
-              }
-            }
-        });
-        for (int64_t j = 0; j < (order_ > 1 ? blocks_ : 0); ++j) {
-          std::array<Lanes, kRows> away{};
-          for (int64_t c = 0; c < (lambda_ != 0.0f ? of_.f : 0); ++c)
-            for (int64_t k = 0; k < kRows; ++k)
-              away[k] += own[c * blocks_ + j] * own_sums[of_.place(std::min(first + k, end - 1), c)];
-          for (int64_t k = 0; k < std::min(kRows, end - first); ++k)
-            put(y + (first + k) * stride + j * kLanes, by_group(&found[k * registers_], j) - away[k], g_ - j * kLanes);
+    const std::vector<Lanes> own = powers_of_own(lambda_, order_);
+    const int64_t tiles = (of_.b + kRows - 1) / kRows;
+    at::parallel_for(0, tiles, std::max<int64_t>(1, grain(of_.f * of_.d) / kRows), [&](int64_t begin, int64_t end) {
+      std::vector<Lanes> x(of_.f * kTogether), found(whole(g_, kPiece) * kTogether), totals(kRows * blocks_);
+      std::vector<float> alone(of_.f * kRows);
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t first = tile * kRows, rows = std::min(kRows, of_.b - first);
+        for (int64_t part = 0; part < parts_; ++part) {
+          gather(first, part, {0, of_.f}, x.data());
+          for (int64_t j = 0; j < g_; ++j) {
+            Registers sums = sum(j, x.data());
+            if (order_ == 1)
+              each_piece(j, part, rows, sums.data(), [&](int64_t row, int64_t column, float* piece, int64_t count) {
+                copy(piece, y + (first + row) * stride + column, count);
+              });
+            if (order_ == 1) continue;
+            raise(sums, order_);
+            Lanes* to = &found[j * kTogether];
+            for (int64_t k = 0; k < kTogether; ++k) to[k] = part ? to[k] + sums[k] : sums[k];
+          }
         }
+        if (order_ == 1) continue;
+        add_up(found.data(), totals.data());
+        if (lambda_ != 0.0f) {
+          gather(first, own_sums, {0, of_.f}, alone.data());
+          take_away(own.data(), alone.data(), totals.data());
+        }
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < blocks_; ++j)
+            put(y + (first + i) * stride + j * kLanes, totals[i * blocks_ + j], g_ - j * kLanes);
       }
     });
   }
 
-  // What weights get: [F, registers], and of those of the compensation [F, blocks], a lane per group, before their slope.
-  struct Pulls {
-    std::vector<Lanes> inside, own;
-  };
+  // What the weights get, [F, G] each: those inside, and those of the compensation, which is one tensor if they are the same.
+  using Weights = std::pair<Tensor, Tensor>;
 
-  // The gradient of y, of rows that begin `stride` apart -> that of the vectors [N, wide], if to is there, and of the
-  // weights, [F, blocks] each, a lane per group.
+  // The gradient of y, of rows that begin `stride` apart -> that of the vectors [N, wide], if to is there, and of the weights.
   template <typename T>
-  Pulls backward(const T* gradient, int64_t stride, const float* own_sums, float* to) const {
-    const int64_t tiles = (of_.b + kLanes - 1) / kLanes;
+  Weights backward(const T* gradient, int64_t stride, const float* own_sums, float* to) const {
+    const int64_t tiles = (of_.b + kRows - 1) / kRows;
     // As many parts on any machine. What vectors get is as large as they are, so that there are few parts then; more threads
     // than that share out the fields, whose vectors are apart, and compute g more than once, which is nothing at order 1.
     const int64_t parts = std::clamp<int64_t>(tiles, 1, !to ? 16 : order_ > 1 ? 2 : 1);
     const int64_t shares = to ? std::clamp<int64_t>(at::get_num_threads() / parts, 1, of_.f) : 1;
-    std::vector<Pulls> pulls(parts, {std::vector<Lanes>(of_.f * registers_), std::vector<Lanes>(of_.f * blocks_)});
+    std::vector<Pulled> pulls(parts, {std::vector<Lanes>(of_.f * g_), std::vector<Lanes>(of_.f * blocks_)});
     const Tensor other = at::empty({to && parts > 1 ? of_.n : 0, of_.wide}, of_.filled.options());
     const auto of_part = [&](int64_t part) { return to && part ? other.mutable_data_ptr<float>() : to; };
     at::parallel_for(0, to ? parts : 0, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) std::fill_n(of_part(part), of_.n * of_.wide, 0.0f);
     });
+    const Listed of_fields(inside_, of_.f, g_, true, [&](int64_t at) {
+      return !members_ || members_[at] != 0.0f || (to && inside_[at] != 0.0f);
+    });
+    const bool pushes = to && lambda_ != 0.0f;
+    const std::vector<Lanes> away = pushes ? powers_by_group(-lambda_) : std::vector<Lanes>();
     at::parallel_for(0, parts * shares, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t part = task / shares, share = task % shares;
         pull(gradient, stride, {tiles * part / parts, tiles * (part + 1) / parts},
-             {of_.f * share / shares, of_.f * (share + 1) / shares}, own_sums, pulls[part],
-             of_part(part));
+             {of_.f * share / shares, of_.f * (share + 1) / shares}, of_fields, away, own_sums, pulls[part], of_part(part));
       }
     });
-    Pulls& found = pulls[0];
-    for (int64_t part = 1; part < parts; ++part) {
-      for (size_t i = 0; i < found.inside.size(); ++i) found.inside[i] += pulls[part].inside[i];
-      for (size_t i = 0; i < found.own.size(); ++i) found.own[i] += pulls[part].own[i];
-    }
     const float* more = other.const_data_ptr<float>();
     at::parallel_for(0, other.numel(), kGrain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] += more[i];
     });
-    Pulls summed{std::vector<Lanes>(found.own.size()), std::move(found.own)};
-    for (int64_t i = 0; i < of_.f * blocks_; ++i) {
-      summed.inside[i] = by_group(&found.inside[i / blocks_ * registers_], i % blocks_);
-      summed.own[i] *= -lambda_ * static_cast<float>(order_) * power(own_[i], order_ - 1);
-    }
-    return summed;
-  }
-
-  Tensor weights(const std::vector<Lanes>& values) const {
-    Tensor result = at::empty({of_.f, g_}, of_.filled.options());
-    for (int64_t c = 0; c < of_.f; ++c)
-      for (int64_t j = 0; j < blocks_; ++j)
-        put(result.mutable_data_ptr<float>() + c * g_ + j * kLanes, values[c * blocks_ + j], g_ - j * kLanes);
-    return result;
+    return summed(pulls);
   }
 
  private:
-  static constexpr int64_t kCopies = kLanes / kPiece, kRows = 4, kTogether = kRegisters / 8;
-  using Sums = std::array<std::array<Lanes, kTogether>, kRows>;
+  static constexpr int64_t kBeside = kLanes / kPiece, kTogether = 8, kRows = kTogether * kBeside;
+  using Registers = std::array<Lanes, kTogether>;
 
-  static int64_t register_of(int64_t group) { return group / kLanes * kPiece + group % kPiece; }
+  // Per part of the rows: of every entry of inside, of whose lanes the sum counts, and of own, a lane per group.
+  struct Pulled {
+    std::vector<Lanes> inside, own;
+  };
 
-  Lanes vector(int64_t k, int64_t part) const {
-    return repeated<kPiece>(of_.vectors + k * of_.wide + part * kPiece, std::make_index_sequence<kLanes>());
+  template <typename From, typename To>
+  static void copy(const From* from, To* to, int64_t count) {
+    if (count == kPiece)
+      for (int64_t l = 0; l < kPiece; ++l) to[l] = static_cast<To>(from[l]);
+    else
+      for (int64_t l = 0; l < count; ++l) to[l] = static_cast<To>(from[l]);
   }
 
-  // work(part, q, sums) for kTogether registers from q on of every part, in kRows rows from `first` on; the last one stands
-  // for those behind it.
-  template <typename Work>
-  void each_sum(int64_t first, int64_t end, const Work& work) const {
-    std::array<const int32_t*, kRows> rows;
-    for (int64_t k = 0; k < kRows; ++k) rows[k] = of_.places + std::min(first + k, end - 1) * of_.f;
-    of_.fetch<false>(of_.vectors, first + 2 * kRows, kRows, {0, of_.f});
-    for (int64_t part = 0; part < parts_; ++part)
-      for (int64_t q = 0; q < registers_; q += kTogether) {
-        Sums sums{};
-        for (int64_t c = 0; c < of_.f; ++c) {
-          const Lanes* weights = &inside_[c * registers_ + q];
-          for (int64_t k = 0; k < kRows; ++k) {
-            const Lanes x = vector(rows[k][c], part);
-            for (int64_t t = 0; t < kTogether; ++t) sums[k][t] += x * weights[t];
-          }
-        }
-        work(part, q, Sums(sums));  // a copy, so that sums stay in registers whatever work() is
-      }
+  // One number per row, `stride` apart, in all its lanes.
+  template <int64_t kRow = 0>
+  static Lanes by_row(const float* values, int64_t stride) {
+    const auto with = [&]<size_t... l>(Lanes others, std::index_sequence<l...>) {
+      return __builtin_shufflevector(all(*values), others, (l < kPiece ? l : kLanes + l)...);
+    };
+    if constexpr (kRow + 1 < kBeside)
+      return with(by_row<kRow + 1>(values + stride, stride), std::make_index_sequence<kLanes>());
+    else
+      return all(*values);
   }
 
-  // Block j of groups, a lane each, from what registers hold of them.
-  Lanes by_group(const Lanes* values, int64_t j) const {
-    std::array<Lanes, kLanes> found{};
-    for (int64_t q = 0; q < std::min(kPiece, registers_ - j * kPiece); ++q) found[q] = values[j * kPiece + q];
-    return sums_of_lanes<kPiece / 2>(found);
-  }
-
-  // At order 1: where a register's numbers are in a row of y. -> work(first lane, first column, how many)
-  template <typename Work>
-  void each_copy(int64_t part, int64_t q, const Work& work) const {
-    for (int64_t s = 0; s < kCopies; ++s) {
-      const int64_t group = q / kPiece * kLanes + s * kPiece + q % kPiece;
-      if (group < g_) work(s * kPiece, group * of_.d + part * kPiece, std::min(kPiece, of_.d - part * kPiece));
+  // x [F, kTogether]: the vectors of some fields in kRows rows, of which the last one stands for those that are not there.
+  void gather(int64_t first, int64_t part, std::pair<int64_t, int64_t> fields, Lanes* x) const {
+    using Anywhere = typename Piece<kPiece>::Anywhere;
+    const float* vectors = of_.vectors + part * kPiece;
+    for (int64_t i = 0; i < kRows; ++i) {
+      const int32_t* places = of_.places + std::min(first + i, of_.b - 1) * of_.f;
+      Anywhere* to = reinterpret_cast<Anywhere*>(x) + i;
+      for (int64_t c = fields.first; c < fields.second; ++c)
+        to[c * kRows] = *reinterpret_cast<const Anywhere*>(vectors + places[c] * of_.wide);
     }
   }
 
-  template <typename T>
-  void write(T* y, int64_t part, int64_t q, const Lanes& values) const {
-    each_copy(part, q, [&](int64_t lane, int64_t column, int64_t count) {
-      if (count == kLanes) return put(y + column, values, kLanes);
-      for (int64_t l = 0; l < count; ++l) y[column + l] = static_cast<T>(values[lane + l]);
-    });
+  // alone [F, kRows]: of the same, the sums of their own powers.
+  void gather(int64_t first, const float* own_sums, std::pair<int64_t, int64_t> fields, float* alone) const {
+    for (int64_t i = 0; i < kRows; ++i)
+      for (int64_t c = fields.first; c < fields.second; ++c)
+        alone[c * kRows + i] = own_sums[of_.place(std::min(first + i, of_.b - 1), c)];
   }
 
-  template <typename T>
-  Lanes read(const T* y, int64_t part, int64_t q) const {
-    Lanes found{};
-    each_copy(part, q, [&](int64_t lane, int64_t column, int64_t count) {
-      if (count == kLanes)
-        found = lanes_of(y + column);
-      else
-        for (int64_t l = 0; l < count; ++l) found[lane + l] = static_cast<float>(y[column + l]);
-    });
+  // g of group j.
+  Registers sum(int64_t j, const Lanes* x) const {
+    Registers sums;
+    for (Lanes& sum : sums) sum = Lanes{};  // compilers would call what clears memory
+    for (const auto [c, weight] : of_groups_[j])
+      for (int64_t k = 0; k < kTogether; ++k) sums[k] += weight * x[c * kTogether + k];
+    return sums;
+  }
+
+  // At order 1, work(row, first column of y, where its numbers are among `values`, how many) of group j.
+  template <typename Work>
+  void each_piece(int64_t j, int64_t part, int64_t rows, const Lanes* values, const Work& work) const {
+    float* pieces = reinterpret_cast<float*>(const_cast<Lanes*>(values));
+    const int64_t count = std::min(kPiece, of_.d - part * kPiece);
+    for (int64_t i = 0; i < rows; ++i) work(i, j * of_.d + part * kPiece, pieces + i * kPiece, count);
+  }
+
+  // own [F, blocks], a lane per group, to the power of `order`.
+  std::vector<Lanes> powers_of_own(float factor, int64_t order) const {
+    std::vector<Lanes> found(of_.f * blocks_);
+    for (int64_t c = 0; c < of_.f; ++c)
+      for (int64_t j = 0; j < g_; ++j) found[c * blocks_ + j / kLanes][j % kLanes] = own_[c * g_ + j];
+    for (Lanes& w : found) w = factor * power(w, order);
     return found;
   }
 
-  // The gradients of g in kLanes rows from `first` on, zeros for those that are not there, and behind them that of y.
-  template <typename T>
-  void slope(const T* gradient, int64_t stride, int64_t first, Lanes* slopes) const {
-    const int64_t rows = std::min(kLanes, of_.b - first);
-    std::fill(slopes + rows * kept_, slopes + kLanes * kept_, Lanes{});
-    for (int64_t i = 0; i < rows; ++i) {
-      const T* from = gradient + (first + i) * stride;
-      for (int64_t q = 0; order_ == 1 && q < parts_ * registers_; ++q)
-        slopes[i * kept_ + q] = read(from, q / registers_, q % registers_);
-      for (int64_t j = 0; order_ > 1 && j < blocks_; ++j) {
-        __builtin_prefetch(from + std::min(kLanes, of_.b - 1 - first - i) * stride + j * kLanes);
-        slopes[(i + 1) * kept_ - blocks_ + j] = lanes_of(from + j * kLanes, g_ - j * kLanes);
+  // The same, [G, field blocks], a lane per field.
+  std::vector<Lanes> powers_by_group(float factor) const {
+    std::vector<Lanes> found(g_ * field_blocks_);
+    for (int64_t j = 0; j < g_; ++j)
+      for (int64_t c = 0; c < of_.f; ++c) found[j * field_blocks_ + c / kLanes][c % kLanes] = own_[c * g_ + j];
+    for (Lanes& w : found) w = factor * power(w, order_);
+    return found;
+  }
+
+  // The pieces of a row added up, a lane per group: totals [kRows, blocks].
+  void add_up(const Lanes* found, Lanes* totals) const {
+    for (int64_t k = 0; k < kTogether; ++k)
+      for (int64_t j = 0; j < g_; j += kPiece) {
+        std::array<Lanes, kLanes> pieces;
+        for (int64_t i = 0; i < kPiece; ++i) pieces[i] = found[(j + i) * kTogether + k];
+        const Lanes sums = sums_of_lanes<kPiece / 2>(pieces);
+        for (int64_t s = 0; s < kBeside; ++s)
+          copy(reinterpret_cast<const float*>(&sums) + s * kPiece,
+               reinterpret_cast<float*>(totals + (k * kBeside + s) * blocks_) + j, kPiece);
       }
+  }
+
+  // totals [kRows, blocks] -= what single fields make: own [F, blocks] by alone [F, kRows].
+  void take_away(const Lanes* own, const float* alone, Lanes* totals) const {
+    constexpr int64_t kAtOnce = 8;
+    for (int64_t i = 0; i < kRows; i += kAtOnce, alone += kAtOnce, totals += kAtOnce * blocks_)
+      for (int64_t j = 0; j < blocks_; ++j) {
+        std::array<Lanes, kAtOnce> left;
+        for (int64_t r = 0; r < kAtOnce; ++r) left[r] = totals[r * blocks_ + j];
+        for (int64_t c = 0; c < of_.f; ++c)
+          for (int64_t r = 0; r < kAtOnce; ++r) left[r] -= own[c * blocks_ + j] * alone[c * kRows + r];
+        for (int64_t r = 0; r < kAtOnce; ++r) totals[r * blocks_ + j] = left[r];
+      }
+  }
+
+  // The gradient of y at orders above 1, times the order: [kRows, blocks], zeros for rows that are not there.
+  template <typename T>
+  void load(const T* gradient, int64_t stride, int64_t rows, Lanes* above) const {
+    std::fill_n(above, kRows * blocks_, Lanes{});
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < blocks_; ++j) {
+        __builtin_prefetch(gradient + (i + kRows) * stride + j * kLanes);
+        above[i * blocks_ + j] =
+            static_cast<float>(order_) * lanes_of(gradient + i * stride + j * kLanes, g_ - j * kLanes);
+      }
+  }
+
+  // slopes [G, kTogether]: the gradient of g.
+  template <typename T>
+  void slope(const T* gradient, int64_t stride, int64_t rows, int64_t part, const Lanes* x, const float* above,
+             Lanes* slopes) const {
+    if (order_ == 1) std::fill_n(slopes, g_ * kTogether, Lanes{});
+    for (int64_t j = 0; j < g_; ++j, slopes += kTogether) {
+      if (order_ == 1) {
+        each_piece(j, part, rows, slopes, [&](int64_t row, int64_t column, float* piece, int64_t count) {
+          copy(gradient + row * stride + column, piece, count);
+        });
+        continue;
+      }
+      Registers sums = sum(j, x);
+      raise(sums, order_ - 1);
+      const int64_t wide = blocks_ * kLanes;
+      for (int64_t k = 0; k < kTogether; ++k) slopes[k] = by_row(above + k * kBeside * wide + j, wide) * sums[k];
     }
-    if (order_ == 1) return;
-    Ints firsts;
-    for (int64_t l = 0; l < kLanes; ++l) firsts[l] = static_cast<int32_t>(l / kPiece * kPiece);
-    for (int64_t i = 0; i < rows; i += kRows)
-      each_sum(first + i, first + rows, [&](int64_t part, int64_t q, const Sums& sums) {
-        for (int64_t k = 0; k < std::min(kRows, rows - i); ++k)
-          for (int64_t t = 0; t < kTogether; ++t) {
-            Lanes* row = slopes + (i + k) * kept_;
-            const Lanes above = spread(row[kept_ - blocks_ + (q + t) / kPiece],
-                                       firsts + static_cast<int32_t>((q + t) % kPiece));
-            row[part * registers_ + q + t] = static_cast<float>(order_) * above * power(sums[k][t], order_ - 1);
-          }
-      });
   }
 
   // Of some tiles and fields: what weights get, and the fields' vectors if to is there.
   template <typename T>
   void pull(const T* gradient, int64_t stride, std::pair<int64_t, int64_t> tiles, std::pair<int64_t, int64_t> fields,
-            const float* own_sums, Pulls& pulls, float* to) const {
-    std::vector<Lanes> slopes(kLanes * kept_);
-    for (int64_t first = tiles.first * kLanes; first < tiles.second * kLanes; first += kLanes) {
-      if (to) of_.fetch<true>(to, first, kLanes, fields);
-      if (order_ == 1) of_.fetch<false>(of_.vectors, first + kLanes, kLanes, fields);
-      slope(gradient, stride, first, slopes.data());
-      for (int64_t c = fields.first; c < fields.second; ++c) {
-        const Lines lines{slopes.data(), of_.places_of(first, c)};
-        if (lambda_ != 0.0f) pull_own(lines, own_sums, &pulls.own[c * blocks_]);
-        to ? of_lines<true>(lines, c, &pulls.inside[c * registers_], to)
-           : of_lines<false>(lines, c, &pulls.inside[c * registers_], to);
+            const Listed& of_fields, const std::vector<Lanes>& away, const float* own_sums, Pulled& pulls, float* to) const {
+    std::vector<Lanes> x(of_.f * kTogether), slopes(g_ * kTogether), above(kRows * blocks_), pushed(kRows * field_blocks_);
+    std::vector<float> alone(of_.f * kRows);
+    const float* aboves = reinterpret_cast<const float*>(above.data());
+    for (int64_t first = tiles.first * kRows; first < std::min(tiles.second * kRows, of_.b); first += kRows) {
+      const int64_t rows = std::min(kRows, of_.b - first);
+      if (to) of_.fetch<true>(to, first, kRows, fields);
+      of_.fetch<false>(of_.vectors, first + kRows, kRows, fields);
+      if (order_ > 1) load(gradient + first * stride, stride, rows, above.data());
+      if (lambda_ != 0.0f) {
+        gather(first, own_sums, fields, alone.data());
+        pull_own(fields, above.data(), alone.data(), pulls.own.data());
+      }
+      if (!away.empty()) push_away(aboves, away, pushed.data());
+      for (int64_t part = 0; part < parts_; ++part) {
+        gather(first, part, order_ > 1 ? std::pair<int64_t, int64_t>{0, of_.f} : fields, x.data());
+        slope(gradient + first * stride, stride, rows, part, x.data(), aboves, slopes.data());
+        for (int64_t c = fields.first; c < fields.second; ++c) {
+          Lanes* pull = &pulls.inside[c * g_];
+          if (!to) {
+            of_field(of_fields[c], &x[c * kTogether], slopes.data(), pull);
+            continue;
+          }
+          const float* others = away.empty() ? nullptr : reinterpret_cast<const float*>(pushed.data()) + c;
+          of_vectors(of_fields[c], first, rows, c, &x[c * kTogether], slopes.data(), others, pull, to + part * kPiece);
+        }
       }
     }
   }
 
-  // kLanes rows: what is kept of them, and where the vectors of one field are.
-  struct Lines {
-    const Lanes* slopes;
-    std::array<int64_t, kLanes> places;
-  };
+  // What the weights of the compensation get of some fields, [F, blocks].
+  void pull_own(std::pair<int64_t, int64_t> fields, const Lanes* above, const float* alone, Lanes* pulls) const {
+    for (int64_t c = fields.first; c < fields.second; ++c)
+      for (int64_t j = 0; j < blocks_; ++j) {
+        std::array<Lanes, 2> pull{pulls[c * blocks_ + j]};  // sums that need not wait for each other
+        for (int64_t i = 0; i < kRows; ++i) pull[i % 2] += above[i * blocks_ + j] * alone[c * kRows + i];
+        pulls[c * blocks_ + j] = pull[0] + pull[1];
+      }
+  }
 
-  // What compensation says of field c: pulls of its weights.
-  void pull_own(const Lines& lines, const float* own_sums, Lanes* pulls) const {
-    for (int64_t j = 0; j < blocks_; ++j) {
-      std::array<Lanes, 2> pull{pulls[j]};  // sums that need not wait for each other
-      for (int64_t i = 0; i < kLanes; ++i)
-        pull[i % 2] += lines.slopes[(i + 1) * kept_ - blocks_ + j] * own_sums[lines.places[i]];
+  // What, by compensation, the gradients of vectors have of the powers of these: pushed [kRows, field blocks].
+  void push_away(const float* above, const std::vector<Lanes>& away, Lanes* pushed) const {
+    constexpr int64_t kAtOnce = 4;
+    for (int64_t i = 0; i < kRows; i += kAtOnce)
+      for (int64_t c = 0; c < field_blocks_; ++c) {
+        std::array<Lanes, kAtOnce> sums{};
+        for (int64_t j = 0; j < g_; ++j)
+          for (int64_t r = 0; r < kAtOnce; ++r) sums[r] += above[(i + r) * blocks_ * kLanes + j] * away[j * field_blocks_ + c];
+        for (int64_t r = 0; r < kAtOnce; ++r) pushed[(i + r) * field_blocks_ + c] = sums[r];
+      }
+  }
+
+  // What the weights of one field get.
+  void of_field(std::span<const Listed::Entry> entries, const Lanes* x, const Lanes* slopes, Lanes* pulls) const {
+    Registers values;
+    for (int64_t k = 0; k < kTogether; ++k) values[k] = x[k];
+    for (const auto [j, weight] : entries) {
+      std::array<Lanes, 2> pull{pulls[j]};
+      for (int64_t k = 0; k < kTogether; ++k) pull[k % 2] += slopes[j * kTogether + k] * values[k];
       pulls[j] = pull[0] + pull[1];
     }
   }
 
-  // What, by compensation, the gradients of the vectors of field c have of the powers of these, a lane per row.
-  Lanes push_away(const Lines& lines, int64_t c) const {
-    std::array<Lanes, kLanes> pushed{};
-    for (int64_t j = 0; j < blocks_; ++j) {
-      const Lanes weight = power(own_[c * blocks_ + j], order_);
-      for (int64_t i = 0; i < kLanes; ++i) pushed[i] += lines.slopes[(i + 1) * kept_ - blocks_ + j] * weight;
-    }
-    return sums_of_lanes(pushed) * (-lambda_ * static_cast<float>(order_) / kCopies);
-  }
-
-  // What the weights of field c get, and its vectors if somebody wants that.
-  template <bool kVectors>
-  void of_lines(const Lines& lines, int64_t c, Lanes* pulls, float* to) const {
-    Lanes away{};
-    if (kVectors && lambda_ != 0.0f) away = push_away(lines, c);
-    for (int64_t part = 0; part < parts_; ++part) {
-      int64_t q = 0;
-      for (; q + 2 * kTogether <= registers_; q += 2 * kTogether)
-        of_registers<kVectors, 2 * kTogether>(lines, c, part, q, away, pulls, to);
-      if (q < registers_) of_registers<kVectors, kTogether>(lines, c, part, q, away, pulls, to);
-    }
-  }
-
-  template <bool kVectors, int64_t kWide>
-  void of_registers(const Lines& lines, int64_t c, int64_t part, int64_t q, const Lanes& away, Lanes* pulls, float* to) const {
-    std::array<Lanes, kWide> weight, pull;
-    for (int64_t t = 0; t < kWide; ++t) {
-      weight[t] = inside_[c * registers_ + q + t];
-      pull[t] = pulls[q + t];
-    }
-    const int64_t wide = of_.wide, kept = kept_, order = order_;  // in registers, whatever is written
-    const float* vectors = of_.vectors + part * kPiece;
-    const Lanes* slope = lines.slopes + part * registers_ + q;
-    to += part * kPiece;
-    for (int64_t i = 0; i < kLanes; ++i, slope += kept) {
-      const int64_t k = lines.places[i] * wide;
-      const Lanes x = repeated<kPiece>(vectors + k, std::make_index_sequence<kLanes>());
-      std::array<Lanes, 2> sums{};  // that need not wait for each other
-      if (kVectors && q == 0) sums[0] = away[i] * power(x, order - 1);
-      for (int64_t t = 0; t < kWide; ++t) {
-        pull[t] += slope[t] * x;
-        if (kVectors) sums[t % 2] += slope[t] * weight[t];
+  // The same, and what its vectors get; `pushed` is there if there is a compensation.
+  void of_vectors(std::span<const Listed::Entry> entries, int64_t first, int64_t rows, int64_t c, const Lanes* x,
+                  const Lanes* slopes, const float* pushed, Lanes* pulls, float* to) const {
+    constexpr int64_t kAtOnce = kRegisters / 4;
+    using Anywhere = typename Piece<kPiece>::Anywhere;
+    const int64_t wide = field_blocks_ * kLanes;
+    for (int64_t begin = 0; begin < kTogether; begin += kAtOnce) {
+      std::array<Lanes, kAtOnce> values, sums;
+      for (int64_t k = 0; k < kAtOnce; ++k) values[k] = sums[k] = x[begin + k];
+      if (pushed) raise(sums, order_ - 1);
+      for (int64_t k = 0; k < kAtOnce; ++k)
+        sums[k] = pushed ? sums[k] * by_row(pushed + (begin + k) * kBeside * wide, wide) : Lanes{};
+      for (const auto [j, weight] : entries) {
+        std::array<Lanes, 2> pull{pulls[j]};
+        for (int64_t k = 0; k < kAtOnce; ++k) {
+          const Lanes slope = slopes[j * kTogether + begin + k];
+          pull[k % 2] += slope * values[k];
+          sums[k] += slope * weight;
+        }
+        pulls[j] = pull[0] + pull[1];
       }
-      if (kVectors) add_pieces<kPiece>(to + k, sums[0] + sums[1]);
+      const auto* pieces = reinterpret_cast<const Anywhere*>(sums.data());
+      for (int64_t i = begin * kBeside; i < std::min(rows, (begin + kAtOnce) * kBeside); ++i)
+        *reinterpret_cast<Anywhere*>(to + of_.place(first + i, c) * of_.wide) += pieces[i - begin * kBeside];
     }
-    for (int64_t t = 0; t < kWide; ++t) pulls[q + t] = pull[t];
+  }
+
+  Weights summed(const std::vector<Pulled>& pulls) const {
+    Tensor of_inside = at::zeros({of_.f, g_}, of_.filled.options());
+    Tensor of_own = own_ == inside_ ? of_inside : at::zeros({of_.f, g_}, of_.filled.options());
+    float *inside = of_inside.mutable_data_ptr<float>(), *own = of_own.mutable_data_ptr<float>();
+    const std::vector<Lanes> slopes = powers_of_own(-lambda_, order_ - 1);
+    for (const Pulled& part : pulls)
+      for (int64_t c = 0; c < of_.f; ++c)
+        for (int64_t j = 0; j < g_; ++j) {
+          for (int64_t l = 0; l < kLanes; ++l) inside[c * g_ + j] += part.inside[c * g_ + j][l];
+          const int64_t block = c * blocks_ + j / kLanes, lane = j % kLanes;
+          own[c * g_ + j] += part.own[block][lane] * slopes[block][lane];
+        }
+    return {of_inside, of_own};
   }
 
   const LookedUp& of_;
-  int64_t order_, g_, parts_, blocks_, registers_, kept_;  // registers per part, and per row of the gradients
+  int64_t order_, g_, parts_, blocks_, field_blocks_;  // of kLanes groups, and of kLanes fields
   float lambda_;
-  std::vector<Lanes> inside_, own_;  // [F, registers] and [F, blocks]
+  const float *inside_, *members_, *own_;
+  Listed of_groups_;
 };
 
 // work(GroupPowers) of the pieces that the vectors' width makes.
 template <typename Work>
-void by_piece(const LookedUp& of, const Tensor& inside, const std::optional<Tensor>& own, int64_t order, double lambda,
-              const Work& work) {
+void by_piece(const LookedUp& of, const Tensor& inside, const std::optional<Tensor>& own, const std::optional<Tensor>& members,
+              int64_t order, double lambda, const Work& work) {
   TORCH_CHECK(order >= 1, "an order of ", order);
   check(inside, at::kFloat, 2, "inside");
-  if (own) {
-    check(*own, at::kFloat, 2, "own");
-    TORCH_CHECK(own->sizes() == inside.sizes(), "shapes do not fit");
+  for (const auto& other : {own, members}) {
+    if (!other) continue;
+    check(*other, at::kFloat, 2, "own and members");
+    TORCH_CHECK(other->sizes() == inside.sizes(), "shapes do not fit");
   }
-  const auto with = [&]<int64_t kPiece>() { work(GroupPowers<kPiece>(of, inside, own.value_or(inside), order, lambda)); };
+  const auto with = [&]<int64_t kPiece>() {
+    work(GroupPowers<kPiece>(of, inside, own.value_or(inside), members ? &*members : nullptr, order, lambda));
+  };
   if (kLanes > 4 && of.wide == 4)
     with.template operator()<4>();
   else if (kLanes > 8 && of.wide == 8)
@@ -513,7 +568,7 @@ Tensor power_sums(const Tensor& result, int64_t column, const Tensor& vectors, c
   of.check_places();
   of.check_columns(result, column, inside.size(1) * (order == 1 ? of.d : 1));
   Tensor own_sums;
-  by_piece(of, inside, own, order, lambda, [&](const auto& powers) {
+  by_piece(of, inside, own, std::nullopt, order, lambda, [&](const auto& powers) {
     own_sums = powers.own_sums();
     const float* sums = own_sums.const_data_ptr<float>();
     result.scalar_type() == at::kBFloat16
@@ -524,28 +579,26 @@ Tensor power_sums(const Tensor& result, int64_t column, const Tensor& vectors, c
 }
 
 // The gradients of power_sums() from that of result: of the vectors [N, D], of inside, and of own if it was given. That of
-// the vectors is empty if nobody wants it.
+// the vectors is empty if nobody wants it, and that of inside may be zero where `members` [F, G] are.
 std::tuple<Tensor, Tensor, Tensor> power_sums_backward(const Tensor& gradient, int64_t column, const Tensor& vectors,
                                                        const std::optional<Tensor>& places, const Tensor& inside,
-                                                       const std::optional<Tensor>& own, const Tensor& own_sums,
+                                                       const std::optional<Tensor>& own,
+                                                       const std::optional<Tensor>& members, const Tensor& own_sums,
                                                        int64_t order, double lambda, bool wants_vectors) {
   const LookedUp of(vectors, places, inside.size(0));
   const int64_t g = inside.size(1);
   of.check_columns(gradient, column, g * (order == 1 ? of.d : 1));
+  check(own_sums, at::kFloat, 1, "own_sums");
+  TORCH_CHECK(order == 1 || lambda == 0.0 || own_sums.size(0) == of.n, "own_sums are of other vectors");
+  const float* sums = own_sums.const_data_ptr<float>();
   Tensor of_vectors = at::empty({wants_vectors ? of.n : 0, of.wide}, vectors.options());
   float* to = wants_vectors ? of_vectors.mutable_data_ptr<float>() : nullptr;
-  Tensor of_inside, of_own = at::empty({0, g}, inside.options());
-  by_piece(of, inside, own, order, lambda, [&](const auto& powers) {
-    check(own_sums, at::kFloat, 1, "own_sums");
-    const float* sums = own_sums.const_data_ptr<float>();
-    auto pulls = gradient.scalar_type() == at::kBFloat16
-                     ? powers.backward(gradient.const_data_ptr<BFloat16>() + column, gradient.size(1), sums, to)
-                     : powers.backward(gradient.const_data_ptr<float>() + column, gradient.size(1), sums, to);
-    if (own)
-      of_own = powers.weights(pulls.own);
-    else
-      for (size_t i = 0; i < pulls.own.size(); ++i) pulls.inside[i] += pulls.own[i];
-    of_inside = powers.weights(pulls.inside);
+  Tensor of_inside, of_own;
+  by_piece(of, inside, own, members, order, lambda, [&](const auto& powers) {
+    std::tie(of_inside, of_own) =
+        gradient.scalar_type() == at::kBFloat16
+            ? powers.backward(gradient.const_data_ptr<BFloat16>() + column, gradient.size(1), sums, to)
+            : powers.backward(gradient.const_data_ptr<float>() + column, gradient.size(1), sums, to);
   });
   return {of.wide == of.d ? of_vectors : of_vectors.narrow(1, 0, of.d).contiguous(), of_inside, of_own};
 }

@@ -92,8 +92,8 @@ TORCH_LIBRARY(ctrmodels, m) {
       "power_sums(Tensor(a!) result, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, int order, float "
       "compensation) -> Tensor own_sums");
   m.def(
-      "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, Tensor "
-      "own_sums, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor of_inside, Tensor of_own)");
+      "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, Tensor? "
+      "members, Tensor own_sums, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor of_inside, Tensor of_own)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {

@@ -158,7 +158,7 @@ class PowerSums(nn.Module):
                 part, = operands([self], [fields])
                 return written(rows.new_empty(part.rows, self.width), 0, [part])
             e = self.norm(fields.flatten(1)).view(fields.shape)
-            inside, own = self.cells_now()
+            inside, own, _ = self.cells_now()
             sums = e.transpose(1, 2) @ inside  # [B, D, G]
             if self.order == 1:
                 return sums.transpose(1, 2).flatten(1)
@@ -168,13 +168,14 @@ class PowerSums(nn.Module):
             own = inside if own is None else own
             return torch.addmm(powers, e.pow(self.order).sum(2), own.pow(self.order), alpha=-self.lambda_c)
 
-    def cells_now(self) -> tuple[Tensor, Tensor | None]:
-        """[F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same."""
+    def cells_now(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """[F, G] each: weights of the sum; what the compensation takes away, ``None`` if they are the same; and zeros
+        where the gradient of the first goes nowhere, ``None`` if it is wanted everywhere."""
         members, weights = self.members(), self._spread()
-        inside = members * weights
+        inside, fixed = members * weights, None if members.requires_grad else members
         if not self.everyone:
-            return inside, None
-        return (inside - self.lambda_c * weights, None) if self.order == 1 else (inside, weights)
+            return inside, None, fixed
+        return (inside - self.lambda_c * weights, None, None) if self.order == 1 else (inside, weights, fixed)
 
     def _spread(self) -> Tensor:
         """w [F, G], zero where no weight counts."""
@@ -201,6 +202,7 @@ class Operand:
     Attributes:
         vectors: normalised embeddings: [B * F, D], or [U, D] with ``lookup``.
         inside, own: [F, G] weights of the sum, and of what the compensation takes away, ``None`` if they are the same.
+        members: [F, G] of zeros where nobody wants the gradient of ``inside``; ``None`` = it is wanted everywhere.
         lookup: where the fields' vectors are.
         rows: B.
         part: whose numbers they are.
@@ -209,6 +211,7 @@ class Operand:
     vectors: Tensor
     inside: Tensor
     own: Tensor | None
+    members: Tensor | None
     lookup: Lookup | None
     rows: int
     part: PowerSums
@@ -261,7 +264,7 @@ class _PowerSums(torch.autograd.Function):
         for operand, (vectors, inside, own) in zip(operands, _threes(tensors), strict=True):
             part, places = operand.part, None if operand.lookup is None else operand.lookup.places
             own_sums = compiled().power_sums(flat, column, vectors, places, inside, own, part.order, part.lambda_c)
-            ctx.kinds.append((column, places, own_sums, part.order, part.lambda_c))
+            ctx.kinds.append((column, places, operand.members, own_sums, part.order, part.lambda_c))
             column += part.width
         ctx.save_for_backward(*tensors)
         ctx.mark_dirty(flat)
@@ -273,9 +276,9 @@ class _PowerSums(torch.autograd.Function):
         gradient, found = gradients[0].contiguous(), []
         wanted = _threes(ctx.needs_input_grad[3:])
         for kind, (vectors, inside, own), wants in zip(ctx.kinds, _threes(ctx.saved_tensors), wanted, strict=True):
-            column, places, own_sums, order, lambda_c = kind
+            column, places, members, own_sums, order, lambda_c = kind
             of_all = compiled().power_sums_backward(
-                gradient, column, vectors, places, inside, own, own_sums, order, lambda_c, wants[0])
+                gradient, column, vectors, places, inside, own, members, own_sums, order, lambda_c, wants[0])
             found += [g if wants_it else None for g, wants_it in zip(of_all, wants, strict=True)]
         return gradient if ctx.needs_input_grad[0] else None, None, None, *found
 

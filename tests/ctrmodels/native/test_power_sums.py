@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -56,13 +57,19 @@ def lookup() -> Lookup:
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 @pytest.mark.parametrize(("width", "groups"), SHAPES)
 @pytest.mark.parametrize("by_row", [True, False])
-def test_values_and_gradients_are_those_of_torch(operations, by_row: bool, width: int, groups: int, order: int,
-                                                 apart: bool, lambda_c: float) -> None:
-    """``apart``: the compensation has weights of its own."""
+@pytest.mark.parametrize("some", [True, False])
+def test_values_and_gradients_are_those_of_torch(operations, some: bool, by_row: bool, width: int, groups: int,
+                                                 order: int, apart: bool, lambda_c: float) -> None:
+    """``apart``: the compensation has weights of its own; ``some``: only some fields are members, one of weight 0."""
     torch.manual_seed(0)
     found = lookup()
     rows = len(found.segments.rows) if by_row else B * F
-    vectors, inside = torch.randn(rows, width, requires_grad=True), torch.randn(F, groups, requires_grad=True)
+    members = (torch.rand(F, groups) < 0.5).float() if some else torch.ones(F, groups)
+    if some:
+        members[:, 0], members[2], members[1, 1] = 0.0, 0.0, 1.0  # a group of nobody, a field in none
+    inside = torch.randn(F, groups) * members
+    inside[1, 1] = 0.0
+    vectors, inside = torch.randn(rows, width, requires_grad=True), inside.requires_grad_()
     own = torch.randn(F, groups, requires_grad=True) if apart else None
     fields = (vectors[found.places.long()] if by_row else vectors).view(B, F, width)
     expected = by_torch(fields, inside, inside if own is None else own, order, lambda_c)
@@ -78,11 +85,15 @@ def test_values_and_gradients_are_those_of_torch(operations, by_row: bool, width
     close(result[:, 2:-1], expected)
     assert not result[:, :2].any() and not result[:, -1].any()
     above = torch.nn.functional.pad(g, (2, 1), value=7.0)
-    for wanted in (True, False):
-        gradients = operations.power_sums_backward(above, 2, fixed[0], places, *rest[:2], own_sums, *rest[2:], wanted)
+    for wanted, counted in product((True, False), (None, members)):
+        gradients = list(operations.power_sums_backward(
+            above, 2, fixed[0], places, *rest[:2], counted, own_sums, *rest[2:], wanted))
         assert len(gradients[0]) == (rows if wanted else 0)
-        for ours, theirs in zip(gradients[0 if wanted else 1:], expected_gradients[0 if wanted else 1:], strict=False):
-            close(ours, torch.zeros_like(ours) if theirs is None else theirs)
+        theirs = [torch.zeros_like(ours) if g is None else g for ours, g in zip(fixed, expected_gradients, strict=True)]
+        if counted is not None:
+            gradients[1], theirs[1] = gradients[1] * counted, theirs[1] * counted
+        for i in range(0 if wanted else 1, len(theirs)):
+            close(gradients[i], theirs[i])
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -97,7 +108,7 @@ def test_in_bfloat16_values_are_the_rounded_ones(operations, width: int, groups:
         own_sums = operations.power_sums(result, 0, vectors, found.places, inside, None, order, 0.5)
     assert torch.equal(exact.bfloat16(), rounded)
     g = torch.randn(B, columns).bfloat16()
-    rest = (vectors, found.places, inside, None, own_sums, order, 0.5, True)
+    rest = (vectors, found.places, inside, None, None, own_sums, order, 0.5, True)
     for ours, theirs in zip(operations.power_sums_backward(g, 0, *rest),
                             operations.power_sums_backward(g.float(), 0, *rest), strict=True):
         assert torch.equal(ours, theirs)
@@ -116,7 +127,7 @@ def test_the_same_bits_on_any_number_of_threads(operations, threads, order: int)
         result = torch.zeros(many, 16 * (8 if order == 1 else 1))
         own_sums = operations.power_sums(result, 0, vectors, found.places, inside, None, order, 1.0)
         results.append([result, own_sums, *(g for wanted in (True, False) for g in operations.power_sums_backward(
-            result, 0, vectors, found.places, inside, None, own_sums, order, 1.0, wanted))])
+            result, 0, vectors, found.places, inside, None, None, own_sums, order, 1.0, wanted))])
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*results, strict=True))
 
 
