@@ -303,7 +303,7 @@ class GroupPowers {
   template <int64_t kRow = 0>
   static Lanes by_row(const float* values, int64_t stride) {
     const auto with = [&]<size_t... l>(Lanes others, std::index_sequence<l...>) {
-      return __builtin_shufflevector(all(*values), others, (l < kPiece ? l : kLanes + l)...);
+      return __builtin_shufflevector(all(*values), others, (l < (kRow + 1) * kPiece ? l : kLanes + l)...);
     };
     if constexpr (kRow + 1 < kBeside)
       return with(by_row<kRow + 1>(values + stride, stride), std::make_index_sequence<kLanes>());
