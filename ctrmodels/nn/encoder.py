@@ -56,6 +56,7 @@ class Encoded:
         batch: the batch itself.
         steps: name of a sequence → [B, L, D], its single steps, which models read that do more than pool them; mask
             padded ones.
+        constant: number of the first columns of ``flat`` that nobody wants a gradient of.
     """
 
     fields: Tensor
@@ -68,6 +69,7 @@ class Encoded:
     numeric: Tensor
     batch: Batch
     steps: Callable[[str], Tensor]
+    constant: int = 0
 
     @property
     def products(self) -> Tensor:
@@ -205,13 +207,15 @@ class FeatureEncoder(nn.Module):
             penalty = self.l2 * torch.stack([_squares(e) for e in by_name.values()]).sum() / lookup.shape[0]
         penalty = penalty if own is None else penalty + own
         interests = self.interests(fields.unbind(1), steps) if steps else ()
+        constant = 0
         if flat.shape[1] > self.plain_width:  # it has room for them
+            constant = 0 if flat.requires_grad else self.plain_width
             flat = self.groups.written(flat, self.plain_width, by_name)
         else:
             flat = appended(flat, [*interests, *self.groups(by_name), *self.micronets(fields)])
         flat = self.dropout(flat)
         return Encoded(fields, flat, interests, [Interacting(self.products, by_name)], pair_sum, penalty, lookup,
-                       batch.numeric, batch, partial(self.embedding.steps, batch))
+                       batch.numeric, batch, partial(self.embedding.steps, batch), constant)
 
     def side_by_side(self, fields: Tensor, numeric: Tensor) -> Tensor:
         """[B, F, D] and [B, N] → [B, W], with dropout."""

@@ -27,11 +27,12 @@ class _Layers(torch.autograd.Function):
     """``relu(x W^T + b)``, layer after layer, then perhaps ``x w + b`` for one output, as a single node of the graph.
 
     Neither a bias nor an activation takes a pass over memory of its own, gradients that nobody else sees are
-    overwritten, and those of layers that are not trained now are not computed.
+    overwritten, and those of layers that are not trained now are not computed. Nor are those of the first ``constant``
+    columns of ``x``: what the gradient holds there is nobody's, and can be anything.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, head: bool, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, head: bool, constant: int, *parameters: Tensor) -> Tensor:
         outputs, weights = [x], []
         layers = parameters[:-2] if head else parameters
         for weight, bias in zip(layers[::2], layers[1::2], strict=True):
@@ -40,7 +41,7 @@ class _Layers(torch.autograd.Function):
                 outputs[-1], weights[-1], bias.to(x.dtype), "relu", [], ""))
         if head:
             weights.append(parameters[-2])
-        ctx.head = head
+        ctx.head, ctx.constant = head, constant
         ctx.save_for_backward(*outputs, *weights)
         if not head:
             return outputs[-1]
@@ -61,12 +62,16 @@ class _Layers(torch.autograd.Function):
             gradient = torch.empty_like(outputs[-1])
             of_bias = compiled().relu_backward(gradients[0].contiguous(), outputs[-1], gradient)
         for layer in reversed(range(len(outputs) - 1)):
-            trained = ctx.needs_input_grad[2 + 2 * layer]  # not while something below the layers learns alone
+            trained = ctx.needs_input_grad[3 + 2 * layer]  # not while something below the layers learns alone
             found += [of_bias, (gradient.t() @ outputs[layer]).float() if trained else None]
             if layer:
                 gradient = gradient @ weights[layer]
                 of_bias = compiled().relu_backward(gradient, outputs[layer], gradient)
-        return gradient @ weights[0] if ctx.needs_input_grad[0] else None, None, *reversed(found)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = gradient.new_empty(len(gradient), weights[0].shape[1])
+            torch.mm(gradient, weights[0][:, ctx.constant:], out=of_x[:, ctx.constant:])
+        return of_x, None, None, *reversed(found)
 
 
 def computes(x: Tensor) -> torch.dtype | None:
@@ -90,7 +95,7 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``relu(x W^T + b)``: [B, W] and [H, W] → [B, H]."""
     dtype = computes(x)
     if dtype and x.shape[1] == weight.shape[1]:
-        return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), False, weight, bias))
+        return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), False, 0, weight, bias))
     return F.relu(F.linear(x, weight, bias))
 
 
@@ -160,11 +165,16 @@ class MLP(nn.Sequential):
         # In training these are one node; a dropout between the layers makes them several.
         self.whole = bool(hidden) and activation is None and not dropout and width_out in (None, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, width_in] → [B, width]; float32 if it ends with the map to ``width_out``."""
+    def forward(self, x: Tensor, constant: int = 0) -> Tensor:
+        """[B, width_in] → [B, width]; float32 if it ends with the map to ``width_out``.
+
+        Args:
+            x: the input.
+            constant: number of its first columns that nobody wants a gradient of.
+        """
         dtype = computes(x) if self.whole else None
         if dtype is None or x.shape[1] != self[0].in_features:
             return cast(Tensor, super().forward(x))
         head = isinstance(self[-1], Logits)
-        return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), head, *(
+        return cast(Tensor, _Layers.apply(x.to(dtype).contiguous(), head, constant, *(
             p for layer in self for p in (layer.weight, layer.bias))))

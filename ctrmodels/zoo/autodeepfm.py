@@ -57,7 +57,7 @@ class AutoDeepFM(GatedModel):
     def score(self, encoded: Encoded) -> Tensor:
         """[B] logits."""
         logit = self.wide(encoded).squeeze(1)
-        return logit if self.deep is None else logit + self.deep(encoded.flat).squeeze(1)
+        return logit if self.deep is None else logit + self.deep(encoded.flat, encoded.constant).squeeze(1)
 
     @property
     def gated(self) -> nn.Module:

@@ -54,7 +54,7 @@ class AutoIPNN(GatedModel):
         if self.norm is not None:
             gated = self.norm(encoded.products) * self.gates.squeeze(1)  # [B, M]
             flat = torch.cat([flat, gated.to(flat.dtype)], 1)
-        return self.deep(flat).squeeze(1)
+        return self.deep(flat, encoded.constant).squeeze(1)
 
     def flops(self) -> int:
         """A multiplication per gate."""

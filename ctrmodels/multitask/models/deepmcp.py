@@ -58,9 +58,9 @@ class _Vector(MLP):
     def __init__(self, width_in: int, layers: Sequence[int]) -> None:
         super().__init__(width_in, layers[:-1], width_out=layers[-1])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, constant: int = 0) -> Tensor:
         """[n, W] → float32 [n, H]."""
-        return super().forward(x).tanh()
+        return super().forward(x, constant).tanh()
 
 
 class Matching(Auxiliary):

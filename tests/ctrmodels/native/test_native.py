@@ -240,6 +240,20 @@ def test_layers_are_those_of_torch(operations, monkeypatch, precision, rows: int
     close(both(monkeypatch, passed), 1e-4 if precision == torch.float32 else 0.03)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_columns_that_are_constant_change_no_other_gradient(operations, precision) -> None:
+    torch.manual_seed(0)
+    net, gradients = MLP(37, (50, 33), width_out=1), []
+    x = torch.randn(300, 37, requires_grad=True)
+    for constant in (0, 32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            out = net(x, constant)
+        own, *others = torch.autograd.grad(out.square().sum(), [x, *net.parameters()])
+        gradients.append([own[:, 32:], *others])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_layers_leave_what_they_were_given_as_it_is(operations) -> None:
     """Gradients are overwritten inside only: the input, and a gradient that another branch sees too, are not."""
     torch.manual_seed(0)

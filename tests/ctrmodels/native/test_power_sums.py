@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -14,7 +15,8 @@ from ctrmodels.archspec import ArchSpec, Group, Uniform
 from ctrmodels.data.planted import planted_groups
 from ctrmodels.nn.group import drawn
 from ctrmodels.nn.table import Lookup
-from ctrmodels.zoo import AutoDeepFM
+from ctrmodels.search.bilevel import frozen
+from ctrmodels.zoo import AutoDeepFM, AutoIPNN
 
 B, F = 77, 5
 SHAPES = [(8, 16), (16, 4), (3, 3), (24, 19)]  # widths and groups, in whole registers and not
@@ -166,3 +168,26 @@ def test_a_training_step_has_the_gradients_that_it_has_without_kernels(operation
         found.append([*gradients, *(b for name, b in model.named_buffers() if "running" in name)])
     for ours, theirs in zip(*found, strict=True):
         close(ours, theirs, 1e-3)
+
+
+@pytest.mark.parametrize("model", [AutoDeepFM, AutoIPNN])
+def test_memberships_that_learn_alone_have_the_gradient_that_they_have_among_others(operations, model) -> None:
+    """Where no weight wants one, that of the network's own fields is left out."""
+    log = planted_groups(0, rows=2000)
+    batch, everyone = log.roles["train"].take(slice(0, 500)), tuple(range(10))
+    groups = [Group(everyone, order, "" if order == 1 else f"order{order}") for order in (1, 2, 3) for _ in range(3)]
+    spec = ArchSpec.of(log.schema, "test", 4, alloc=Uniform(4), interactions=(), groups=tuple(groups),
+                       tables={"order2": Uniform(3), "order3": Uniform(8)})
+    torch.manual_seed(0)
+    network = model(log.schema, spec, "click", hidden=(8,))
+    memberships = network.encoder.groups.relax(1.0)
+    logits = [m.logits for m in memberships]
+    weights = [p for p in network.parameters() if not any(p is logit for logit in logits)]
+    gradients = []
+    for alone in (False, True):
+        torch.manual_seed(1)
+        with drawn(memberships), frozen(weights) if alone else nullcontext():
+            gradients.append(torch.autograd.grad(network.loss(batch), logits))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert theirs.any()
+        close(ours, theirs, 1e-5)
