@@ -123,9 +123,11 @@ struct LookedUp {
 
   // The backward pass need not do it again.
   void check_places() const {
-    uint32_t most = 0;  // negative ones are the largest
-    for (int64_t i = 0; i < b * f; ++i) most = std::max(most, static_cast<uint32_t>(places[i]));
-    TORCH_CHECK_INDEX(most < n || b == 0, "a place behind the last of ", n, " vectors");
+    at::parallel_for(0, b * f, kGrain, [&](int64_t begin, int64_t end) {
+      uint32_t most = 0;  // negative ones are the largest
+      for (int64_t i = begin; i < end; ++i) most = std::max(most, static_cast<uint32_t>(places[i]));
+      TORCH_CHECK_INDEX(most < n, "a place behind the last of ", n, " vectors");
+    });
   }
 
   void check_columns(const Tensor& t, int64_t column, int64_t width) const {
@@ -315,11 +317,12 @@ class GroupPowers {
   void gather(int64_t first, int64_t part, std::pair<int64_t, int64_t> fields, Lanes* x) const {
     using Anywhere = typename Piece<kPiece>::Anywhere;
     const float* vectors = of_.vectors + part * kPiece;
+    const int64_t wide = of_.wide;  // in a register, whatever is written
     for (int64_t i = 0; i < kRows; ++i) {
       const int32_t* places = of_.places + std::min(first + i, of_.b - 1) * of_.f;
       Anywhere* to = reinterpret_cast<Anywhere*>(x) + i;
       for (int64_t c = fields.first; c < fields.second; ++c)
-        to[c * kRows] = *reinterpret_cast<const Anywhere*>(vectors + places[c] * of_.wide);
+        to[c * kRows] = *reinterpret_cast<const Anywhere*>(vectors + places[c] * wide);
     }
   }
 
@@ -491,15 +494,17 @@ class GroupPowers {
   // The same, and what its vectors get; `pushed` is there if there is a compensation.
   void of_vectors(std::span<const Listed::Entry> entries, int64_t first, int64_t rows, int64_t c, const Lanes* x,
                   const Lanes* slopes, const float* pushed, Lanes* pulls, float* to) const {
+    if (entries.empty() && !pushed) return;
     constexpr int64_t kAtOnce = kRegisters / 4;
     using Anywhere = typename Piece<kPiece>::Anywhere;
-    const int64_t wide = field_blocks_ * kLanes;
+    const int64_t pushed_wide = field_blocks_ * kLanes, f = of_.f, wide = of_.wide;  // in registers, whatever is written
+    const int32_t* places = of_.places + first * f + c;
     for (int64_t begin = 0; begin < kTogether; begin += kAtOnce) {
       std::array<Lanes, kAtOnce> values, sums;
       for (int64_t k = 0; k < kAtOnce; ++k) values[k] = sums[k] = x[begin + k];
       if (pushed) raise(sums, order_ - 1);
       for (int64_t k = 0; k < kAtOnce; ++k)
-        sums[k] = pushed ? sums[k] * by_row(pushed + (begin + k) * kBeside * wide, wide) : Lanes{};
+        sums[k] = pushed ? sums[k] * by_row(pushed + (begin + k) * kBeside * pushed_wide, pushed_wide) : Lanes{};
       for (const auto [j, weight] : entries) {
         std::array<Lanes, 2> pull{pulls[j]};
         for (int64_t k = 0; k < kAtOnce; ++k) {
@@ -511,7 +516,7 @@ class GroupPowers {
       }
       const auto* pieces = reinterpret_cast<const Anywhere*>(sums.data());
       for (int64_t i = begin * kBeside; i < std::min(rows, (begin + kAtOnce) * kBeside); ++i)
-        *reinterpret_cast<Anywhere*>(to + of_.place(first + i, c) * of_.wide) += pieces[i - begin * kBeside];
+        *reinterpret_cast<Anywhere*>(to + places[i * f] * wide) += pieces[i - begin * kBeside];
     }
   }
 
