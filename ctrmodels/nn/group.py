@@ -125,7 +125,7 @@ class PowerSums(nn.Module):
         dim: D.
 
     Attributes:
-        members: c; a search puts :class:`GumbelMembers` in its place.
+        members: c; a search gives others.
         weights: [K] the values of w that count: those of members; all of them in the code's form.
     """
 
@@ -138,7 +138,7 @@ class PowerSums(nn.Module):
         self.lambda_c, self.everyone = first.lambda_c, first.compensation == "code"
         self.n_fields = n_fields
         self.norm = BatchNorm(n_fields * dim)
-        self.members: FixedMembers | GumbelMembers = FixedMembers(groups, n_fields)
+        self.members = FixedMembers(groups, n_fields)
         counted = torch.ones(n_fields, len(groups)) if self.everyone else self.members()
         self.register_buffer("cells", counted.flatten().nonzero().squeeze(1), persistent=False)  # [K]
         bound = (3 / counted.sum(0).clamp(min=1)).sqrt() * _scale(self.order, dim)
@@ -150,15 +150,21 @@ class PowerSums(nn.Module):
         """Numbers that the groups give together."""
         return self.n_groups * (self.dim if self.order == 1 else 1)
 
-    def forward(self, fields: Tensor | ByRow) -> Tensor:
-        """[B, F, D], or the rows of a training batch → float32 [B, G], or [B, G * D] at order 1."""
+    def forward(self, fields: Tensor | ByRow, members: Tensor | None = None) -> Tensor:
+        """[B, F, D], or the rows of a training batch → float32 [B, G], or [B, G * D] at order 1.
+
+        Args:
+            fields: embeddings.
+            members: [F, G] in place of the part's own.
+        """
         rows = fields.rows if isinstance(fields, ByRow) else fields
+        members = self.members() if members is None else members
         with full_precision(rows):
             if isinstance(fields, ByRow) or kernels(rows):
-                part, = operands([self], [fields])
+                part, = operands([self], [fields], [members])
                 return written(rows.new_empty(part.rows, self.width), 0, [part])
             e = self.norm(fields.flatten(1)).view(fields.shape)
-            inside, own, _ = self.cells_now()
+            inside, own, _ = self.cells_now(members)
             sums = e.transpose(1, 2) @ inside  # [B, D, G]
             if self.order == 1:
                 return sums.transpose(1, 2).flatten(1)
@@ -168,11 +174,11 @@ class PowerSums(nn.Module):
             own = inside if own is None else own
             return torch.addmm(powers, e.pow(self.order).sum(2), own.pow(self.order), alpha=-self.lambda_c)
 
-    def cells_now(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def cells_now(self, members: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """[F, G] each: weights of the sum; what the compensation takes away, ``None`` if they are the same; and zeros
         where the gradient of the first goes nowhere, ``None`` if it is wanted everywhere."""
-        members, weights = self.members(), self._spread()
-        inside, fixed = members * weights, None if members.requires_grad else members
+        weights = self._spread()
+        inside, fixed = members * weights, None if members.requires_grad else members.contiguous()
         if not self.everyone:
             return inside, None, fixed
         return (inside - self.lambda_c * weights, None, None) if self.order == 1 else (inside, weights, fixed)
@@ -184,12 +190,12 @@ class PowerSums(nn.Module):
         flat = self.weights.new_zeros(self.n_fields * self.n_groups)
         return flat.scatter(0, self.cells, self.weights).view(self.n_fields, self.n_groups)
 
-    def flops(self) -> int:
-        """Operations per row, of the members alone."""
-        members, normalised = int(self.members().sum()), 2 * self.n_fields * self.dim
+    def flops(self, members: Tensor) -> int:
+        """Operations per row, of the ``members`` [F, G] alone."""
+        inside, normalised = int(members.sum()), 2 * self.n_fields * self.dim
         if self.order == 1:
-            return normalised + 2 * self.dim * members
-        powers = 2 * self.dim * members + self.order * self.dim * self.n_groups
+            return normalised + 2 * self.dim * inside
+        powers = 2 * self.dim * inside + self.order * self.dim * self.n_groups
         if not self.lambda_c:
             return normalised + powers
         return normalised + powers + self.order * self.dim * self.n_fields + 2 * len(self.cells)
@@ -217,12 +223,13 @@ class Operand:
     part: PowerSums
 
 
-def operands(parts: Sequence[PowerSums], fields: Sequence[Tensor | ByRow]) -> list[Operand]:
-    """What the kernels compute ``parts`` from, each of its own fields; rows are normalised for all of them at once."""
+def operands(parts: Sequence[PowerSums], fields: Sequence[Tensor | ByRow], members: Sequence[Tensor]) -> list[Operand]:
+    """What the kernels compute ``parts`` from, each of its own fields and ``members`` [F, G]; rows are normalised for
+    all of them at once."""
     vectors = _normalised({part: own for part, own in zip(parts, fields, strict=True) if isinstance(own, ByRow)})
     made = []
-    for part, own in zip(parts, fields, strict=True):
-        weights = part.cells_now()
+    for part, own, inside in zip(parts, fields, members, strict=True):
+        weights = part.cells_now(inside)
         if isinstance(own, ByRow):
             made.append(Operand(vectors[part], *weights, own.lookup, own.lookup.shape[0], part))
         else:
@@ -307,6 +314,7 @@ class Groups(nn.Module):
     Attributes:
         parts: one per order, embedding and compensation.
         width: numbers that they give together; 0 without groups.
+        searched: the memberships of all parts, one after the other, while they are searched.
     """
 
     def __init__(self, groups: Sequence[Group], n_fields: int, dims: Mapping[str, int]) -> None:
@@ -319,6 +327,7 @@ class Groups(nn.Module):
             kinds.setdefault((group.order, group.table, group.lambda_c, group.compensation), []).append(group)
         self.parts = nn.ModuleList(PowerSums(kind, n_fields, dims[kind[0].table]) for kind in kinds.values())
         self.width = sum(part.width for part in self)
+        self.searched: GumbelMembers | None = None
 
     def __iter__(self) -> Iterator[PowerSums]:
         return iter(cast(list[PowerSums], self.parts))
@@ -331,30 +340,35 @@ class Groups(nn.Module):
     def written(self, flat: Tensor, column: int, fields: Mapping[str, Tensor | ByRow]) -> Tensor:
         """``flat`` [B, W] with the numbers of all parts in its columns from ``column`` on, by the compiled kernels."""
         with full_precision(flat):
-            return written(flat, column, operands(list(self), [fields[part.table] for part in self]))
+            parts = list(self)
+            return written(flat, column, operands(parts, [fields[part.table] for part in parts], self.members()))
 
     def forward(self, fields: Mapping[str, Tensor | ByRow]) -> list[Tensor]:
         """[B, F, D] of every embedding by name, or its rows → [B, width of the part] per part."""
-        return [part(fields[part.table]) for part in self]
+        return [part(fields[part.table], members) for part, members in zip(self, self.members(), strict=True)]
+
+    def members(self) -> list[Tensor]:
+        """[F, G] of every part; drawn for all of them at once."""
+        if self.searched is None:
+            return [part.members() for part in self]
+        return list(self.searched().split([part.n_groups for part in self], dim=1))
 
     def flops(self) -> int:
         """Operations per row."""
-        return sum(part.flops() for part in self)
+        return sum(part.flops(members) for part, members in zip(self, self.members(), strict=True))
 
-    def relax(self, temperature: float) -> list[GumbelMembers]:
+    def relax(self, temperature: float) -> GumbelMembers:
         """Put memberships that a search can learn in the place of the fixed ones; all fields' weights have to count."""
-        for part in self:
-            part.members = GumbelMembers(part.n_fields, part.n_groups, temperature)
-        return [cast(GumbelMembers, part.members) for part in self]
+        n_fields, = {part.n_fields for part in self}
+        self.searched = GumbelMembers(n_fields, sum(part.n_groups for part in self), temperature)
+        return self.searched
 
 
 @contextmanager
-def drawn(memberships: Sequence[GumbelMembers]) -> Iterator[None]:
+def drawn(memberships: GumbelMembers) -> Iterator[None]:
     """Inside, memberships are drawn."""
-    for m in memberships:
-        m.drawn = True
+    memberships.drawn = True
     try:
         yield
     finally:
-        for m in memberships:
-            m.drawn = False
+        memberships.drawn = False

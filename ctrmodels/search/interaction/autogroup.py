@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ctrmodels.archspec import MAIN, ArchSpec, Compensation, Group, Uniform, model_fields
-from ctrmodels.nn.group import Groups, GumbelMembers, PowerSums, drawn
+from ctrmodels.nn.group import Groups, PowerSums, drawn
 from ctrmodels.search.base import Found, Host, Kind, Part, SearchRows, configuration
 from ctrmodels.search.bilevel import set_gradients
 from ctrmodels.search.progress import Progress
@@ -82,7 +83,7 @@ class AutoGroup:
         groups = network.encoder.groups
         network.encoder.layout.keeps = True
         memberships = groups.relax(self.temperature)
-        logits = [m.logits for m in memberships]
+        logits = [memberships.logits]
         trainer = Trainer(network, config, Optimisers.of(
             network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
             exclude=logits))
@@ -98,7 +99,8 @@ class AutoGroup:
                 architecture.step()
                 found.steps += 1
             found.trace.append({"epoch": epoch, "members": {
-                str(part.order): round(float(part.members().mean()) * part.n_fields, 6) for part in groups}})
+                str(part.order): round(float(members.mean()) * part.n_fields, 6)
+                for part, members in zip(groups, groups.members(), strict=True)}})
         found.specs[self.name] = self.spec(rows, host, self.chosen(groups), seed)
         return found
 
@@ -115,10 +117,11 @@ class AutoGroup:
 
     def chosen(self, groups: Groups) -> tuple[Group, ...]:
         """The groups that searched memberships make now, each once."""
-        return tuple(sorted({group for part in groups for group in self._of(part)}))
+        return tuple(sorted({group for part, members in zip(groups, groups.members(), strict=True)
+                             for group in self._of(part, members)}))
 
-    def _of(self, part: PowerSums) -> Iterator[Group]:
-        for members in cast(GumbelMembers, part.members).chosen().T.tolist():
-            fields = tuple(f for f, member in enumerate(members) if member)
+    def _of(self, part: PowerSums, members: Tensor) -> Iterator[Group]:
+        for of_group in members.T.tolist():
+            fields = tuple(f for f, member in enumerate(of_group) if member)
             if len(fields) >= min(part.order, 2):
                 yield Group(fields, part.order, part.table, self.lambda_c, self.compensation)

@@ -122,7 +122,7 @@ def test_drawn_memberships_are_hard_noisy_and_have_the_softmax_gradient():
     members = GumbelMembers(6, 4, temperature=1.0)
     assert torch.equal(members(), members()) and not members().requires_grad
     assert torch.equal(members().bool(), members.logits[..., 0] > members.logits[..., 1])
-    with drawn([members]):
+    with drawn(members):
         first, other = members(), members()
         assert set(first.unique().tolist()) <= {0.0, 1.0} and not torch.equal(first, other)
         scale = torch.arange(24.0).view(6, 4)
@@ -141,7 +141,7 @@ def test_decided_logits_draw_what_they_say():
     wanted = torch.arange(24).view(6, 4) % 2 == 0
     with torch.no_grad():
         members.logits[..., 0] = torch.where(wanted, 50.0, -50.0)
-    with drawn([members]):
+    with drawn(members):
         assert torch.equal(members().bool(), wanted)
     assert torch.equal(members.chosen(), wanted)
 
@@ -151,7 +151,7 @@ def test_a_relaxation_gives_what_the_fixed_memberships_give():
     torch.manual_seed(0)
     everyone = [Group(tuple(range(FIELDS)), 3)] * len(MEMBERS)
     relaxed = Groups(everyone, FIELDS, {"": DIM})
-    (members,) = relaxed.relax(0.1)
+    members = relaxed.relax(0.1)
     with torch.no_grad():
         for place, inside in enumerate(MEMBERS):
             members.logits[:, place, 0] = torch.tensor([float(f in inside) for f in range(FIELDS)])

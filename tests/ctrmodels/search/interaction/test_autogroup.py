@@ -108,7 +108,7 @@ class RandomGroups(AutoGroup):
 
 def test_the_planted_groups_are_found():
     """One quick log. A search misses the triple on some logs, so that only several say how often: below."""
-    assert_finds([SEARCH], (0,), QUICK)
+    assert_finds([SEARCH], (3,), QUICK)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_the_planted_groups_are_found_over_five_seeds():
 @pytest.mark.parametrize("stub", [frozen(SEARCH), RandomGroups(SEARCH.groups, SEARCH.dims)])
 def test_groups_that_nobody_searched_fail_the_same_test(stub):
     with pytest.raises(AssertionError):
-        assert_finds([stub], (0,), QUICK)
+        assert_finds([stub], (3,), QUICK)
 
 
 @pytest.mark.slow
@@ -156,10 +156,10 @@ def test_groups_in_which_nothing_interacts_and_repeated_ones_are_left_out():
     _, rows = small()
     groups = SMALL.build(rows, HOST).encoder.groups
     wanted = {1: [{3}, set()], 2: [{3}, {1, 2}, {1, 2}], 3: [set(), {4}, {0, 1, 2}]}
-    for part, members in zip(groups, groups.relax(0.1), strict=True):
-        with torch.no_grad():
-            members.logits[..., 0] = torch.tensor([[float(f in g) for g in wanted[part.order]] for f in range(10)])
-            members.logits[..., 1] = 0.5
+    members, everyone = groups.relax(0.1), [g for part in groups for g in wanted[part.order]]
+    with torch.no_grad():
+        members.logits[..., 0] = torch.tensor([[float(f in g) for g in everyone] for f in range(10)])
+        members.logits[..., 1] = 0.5
     assert SMALL.chosen(groups) == (Group((0, 1, 2), 3, "order3"), Group((1, 2), 2, "order2"), Group((3,), 1))
 
 
