@@ -30,7 +30,7 @@ LIBRARIES = ("-ltorch_cpu", "-lc10")
 
 def kernels(*tensors: Tensor) -> Any | None:
     """The operations of ``kernels.cpp``, or ``None`` where ``tensors`` have to be computed by torch's own."""
-    if any(t.device.type != "cpu" for t in tensors) or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not all([t.is_cpu for t in tensors]) or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return None
     return _load()
 

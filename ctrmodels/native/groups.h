@@ -525,13 +525,19 @@ class GroupPowers {
     Tensor of_own = own_ == inside_ ? of_inside : at::zeros({of_.f, g_}, of_.filled.options());
     float *inside = of_inside.mutable_data_ptr<float>(), *own = of_own.mutable_data_ptr<float>();
     const std::vector<Lanes> slopes = powers_of_own(-lambda_, order_ - 1);
-    for (const Pulled& part : pulls)
-      for (int64_t c = 0; c < of_.f; ++c)
-        for (int64_t j = 0; j < g_; ++j) {
-          for (int64_t l = 0; l < kLanes; ++l) inside[c * g_ + j] += part.inside[c * g_ + j][l];
-          const int64_t block = c * blocks_ + j / kLanes, lane = j % kLanes;
-          own[c * g_ + j] += part.own[block][lane] * slopes[block][lane];
-        }
+    for (int64_t at = 0; at < of_.f * g_; ++at) {
+      Lanes sum{};
+      for (const Pulled& part : pulls) sum += part.inside[at];
+      for (int64_t l = 0; l < kLanes; ++l) inside[at] += sum[l];
+    }
+    for (int64_t c = 0; c < (lambda_ != 0.0f ? of_.f : 0); ++c)
+      for (int64_t block = 0; block < blocks_; ++block) {
+        const int64_t at = c * blocks_ + block;
+        Lanes sum{};
+        for (const Pulled& part : pulls) sum += part.own[at];
+        sum *= slopes[at];
+        for (int64_t l = 0; l < std::min(kLanes, g_ - block * kLanes); ++l) own[c * g_ + block * kLanes + l] += sum[l];
+      }
     return {of_inside, of_own};
   }
 
