@@ -185,10 +185,12 @@ template <int64_t kPiece>
 class GroupPowers {
  public:
   // members [F, G]: a zero says that nobody wants the gradient of this entry of `inside`.
-  GroupPowers(const LookedUp& of, const Tensor& inside, const Tensor& own, const Tensor* members, int64_t order, double lambda)
+  GroupPowers(const LookedUp& of, const Tensor& inside, const std::optional<Tensor>& own, const std::optional<Tensor>& members,
+              int64_t order, double lambda)
       : of_(of), order_(order), g_(inside.size(1)), parts_(of.wide / kPiece), blocks_(whole(g_, kLanes) / kLanes),
-        field_blocks_(whole(of.f, kLanes) / kLanes), lambda_(order > 1 ? static_cast<float>(lambda) : 0.0f), inside_(inside.const_data_ptr<float>()),
-        members_(members ? members->const_data_ptr<float>() : nullptr), own_(own.const_data_ptr<float>()),
+        field_blocks_(whole(of.f, kLanes) / kLanes), lambda_(order > 1 ? static_cast<float>(lambda) : 0.0f),
+        apart_(own.has_value()), inside_(inside.const_data_ptr<float>()),
+        members_(members ? members->const_data_ptr<float>() : nullptr), own_((own ? *own : inside).const_data_ptr<float>()),
         of_groups_(inside_, of.f, g_, false, [this](int64_t at) { return inside_[at] != 0.0f; }) {}
 
   // The powers of a vector's values added up, [N]; nothing if they are not needed.
@@ -248,7 +250,7 @@ class GroupPowers {
     });
   }
 
-  // What the weights get, [F, G] each: those inside, and those of the compensation, which is one tensor if they are the same.
+  // What the weights get, [F, G] each: those inside, and those of the compensation, which are part of these, and [0, G], if they are the same.
   using Weights = std::pair<Tensor, Tensor>;
 
   // The gradient of y, of rows that begin `stride` apart -> that of the vectors [N, wide], if to is there, and of the weights.
@@ -344,8 +346,8 @@ class GroupPowers {
 
   // At order 1, work(row, first column of y, where its numbers are among `values`, how many) of group j.
   template <typename Work>
-  void each_piece(int64_t j, int64_t part, int64_t rows, const Lanes* values, const Work& work) const {
-    float* pieces = reinterpret_cast<float*>(const_cast<Lanes*>(values));
+  void each_piece(int64_t j, int64_t part, int64_t rows, Lanes* values, const Work& work) const {
+    float* pieces = reinterpret_cast<float*>(values);
     const int64_t count = std::min(kPiece, of_.d - part * kPiece);
     for (int64_t i = 0; i < rows; ++i) work(i, j * of_.d + part * kPiece, pieces + i * kPiece, count);
   }
@@ -522,8 +524,9 @@ class GroupPowers {
 
   Weights summed(const std::vector<Pulled>& pulls) const {
     Tensor of_inside = at::zeros({of_.f, g_}, of_.filled.options());
-    Tensor of_own = own_ == inside_ ? of_inside : at::zeros({of_.f, g_}, of_.filled.options());
-    float *inside = of_inside.mutable_data_ptr<float>(), *own = of_own.mutable_data_ptr<float>();
+    Tensor of_own = at::zeros({apart_ ? of_.f : 0, g_}, of_.filled.options());
+    float* inside = of_inside.mutable_data_ptr<float>();
+    float* own = apart_ ? of_own.mutable_data_ptr<float>() : inside;
     const std::vector<Lanes> slopes = powers_of_own(-lambda_, order_ - 1);
     for (int64_t at = 0; at < of_.f * g_; ++at) {
       Lanes sum{};
@@ -544,6 +547,7 @@ class GroupPowers {
   const LookedUp& of_;
   int64_t order_, g_, parts_, blocks_, field_blocks_;  // of kLanes groups, and of kLanes fields
   float lambda_;
+  bool apart_;  // own is not inside
   const float *inside_, *members_, *own_;
   Listed of_groups_;
 };
@@ -560,7 +564,7 @@ void by_piece(const LookedUp& of, const Tensor& inside, const std::optional<Tens
     TORCH_CHECK(other->sizes() == inside.sizes(), "shapes do not fit");
   }
   const auto with = [&]<int64_t kPiece>() {
-    work(GroupPowers<kPiece>(of, inside, own.value_or(inside), members ? &*members : nullptr, order, lambda));
+    work(GroupPowers<kPiece>(of, inside, own, members, order, lambda));
   };
   if (kLanes > 4 && of.wide == 4)
     with.template operator()<4>();

@@ -93,7 +93,8 @@ TORCH_LIBRARY(ctrmodels, m) {
       "compensation) -> Tensor own_sums");
   m.def(
       "power_sums_backward(Tensor gradient, int column, Tensor vectors, Tensor? places, Tensor inside, Tensor? own, Tensor? "
-      "members, Tensor own_sums, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor of_inside, Tensor of_own)");
+      "members, Tensor own_sums, int order, float compensation, bool wants_vectors) -> (Tensor of_vectors, Tensor of_inside, "
+      "Tensor of_own)");
 }
 
 TORCH_LIBRARY_IMPL(ctrmodels, CPU, m) {
