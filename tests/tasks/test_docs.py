@@ -23,12 +23,12 @@ def test_every_key_of_every_model_has_a_row() -> None:
 
 
 def test_examples_of_the_guide_are_accepted() -> None:
-    """Every YAML block of docs/your-own-log.md fits the models, alone or as a part of the section data."""
-    guide = (docs.PAGE.parent / "your-own-log.md").read_text()
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
-    assert len(blocks) >= 5
-    whole = next(block for block in blocks if "retrain" in block)
+    """Every YAML block of docs/your-own-log.md and of the README fits the models, alone or as part of a whole."""
+    guide, readme = ([yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)]
+                     for page in (docs.PAGE.parent / "your-own-log.md", docs.PAGE.parent.parent / "README.md"))
+    assert len(guide) >= 5 and len(readme) == 1
+    whole = next(block for block in guide if "retrain" in block)
     Params.model_validate(whole)
-    for block in blocks:
+    for block in [*guide, *readme]:
         if set(block) <= {"data"}:
             Params.model_validate({**whole, "data": {**whole["data"], **block["data"]}})
