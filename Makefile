@@ -17,7 +17,7 @@ ui: setup  ## Airflow on http://127.0.0.1:8080 (PORT=8080); Ctrl-C stops it
 	@python -m tasks.runtime.run ui
 
 stage: setup  ## one stage, with what it needs: make stage NAME=search_embedding KEY=autodim
-	@dvc repro $(NAME)$(if $(KEY),@$(KEY))
+	@dvc repro $(or $(NAME),$(error NAME of the stage is missing: make stage NAME=search_embedding KEY=autodim))$(if $(KEY),@$(KEY))
 
 test: setup-test  ## the default tests
 	@python -m pytest --numprocesses 2 --dist loadfile

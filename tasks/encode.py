@@ -41,11 +41,19 @@ SORT_ROWS = 4_000_000
 
 def run(stage: Stage) -> None:
     """Encode the ingested log."""
+    work = stage.scratch / "encode"
+    shutil.rmtree(work, ignore_errors=True)  # of an attempt that was killed
+    work.mkdir(parents=True)
+    try:
+        _encode_log(stage, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # as large as the log, and no later attempt reads it
+
+
+def _encode_log(stage: Stage, work: Path) -> None:
+    """The stage's outputs, by way of the folder ``work``."""
     data = stage.params.data
     ingested, counted = stage.input("ingest"), stage.input("frequency")
-    work = stage.scratch / "encode"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
     with spark.session("encode", stage.params.ingest.partitions, spark.folder_bytes(ingested)) as session:
         with stage.timed("vocabulary"):
             vocabularies = _vocabularies(stage, session, counted, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ def run(stage: Stage) -> None:
     """Tune on one window of valid, report on the other, and read test once for the chosen weights."""
     settings = stage.params.tune_fusion
     chosen = stage.input("select_model")
-    in_use = None if settings.incumbent is None else FusionSpec.load(Path(settings.incumbent))
+    in_use = in_service_of(settings, stage.root)
     sources = Sources(chosen, stage.input("encode"),
                       {o: stage.input("retrain", model) for o, model in settings.scorers.items()},
                       columns(settings, in_use))
@@ -101,6 +102,29 @@ def run(stage: Stage) -> None:
 
 
 # --- reading and checking -------------------------------------------------------------------------------
+
+
+def in_service_of(settings: TuneFusion, root: Path) -> FusionSpec | None:
+    """The order that ``tune_fusion.incumbent`` names, compared with the digest of the run's plan; ``None`` = none.
+
+    DVC does not know the file: its digest among the parameters is what tells a result of it from one of the file that
+    lay there before, so it must be that of the bytes that are used.
+
+    Raises:
+        InputError: the file is absent or holds no order, or it changed since the run was planned.
+    """
+    if settings.incumbent is None:
+        return None
+    content = settings.read_incumbent(root)
+    found = hashlib.sha256(content).hexdigest()
+    if settings.incumbent_digest is not None and found != settings.incumbent_digest:
+        raise InputError("params.yaml", "tune_fusion.incumbent_digest", settings.incumbent_digest,
+                         f"{settings.incumbent} changed since this run was planned (its digest is {found})",
+                         "start a new run, or remove the key to compare with the file as it is now")
+    try:
+        return FusionSpec.from_json(json.loads(content)["spec"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise settings.unreadable_incumbent(error) from error
 
 
 def check_lists(valid: ScoreTable, settings: TuneFusion) -> None:

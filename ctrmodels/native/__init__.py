@@ -36,14 +36,14 @@ def kernels(*tensors: Tensor) -> Any | None:
 
 
 def compiled() -> Any:
-    """The operations, for the backward pass of one that :func:`kernels` gave.
+    """The operations, where :func:`kernels` has given them for the same tensors before.
 
     Raises:
         RuntimeError: there are none.
     """
     found = _load()
     if found is None:
-        raise RuntimeError("the compiled kernels are gone between forward and backward")
+        raise RuntimeError("there are no compiled kernels: ask kernels() first")
     return found
 
 

@@ -116,8 +116,8 @@ struct Kept {
 };
 
 // Means and variances over the rows, [M]. In one pass, by sums of what exceeds the first tile's mean and of its square:
-// "Algorithms for Computing the Sample Variance", The American Statistician 1983, on shifted data. kept x stays in kept, if there
-// is room.
+// "Algorithms for Computing the Sample Variance", The American Statistician 1983, on shifted data. Where
+// kept has room, the interactions' values stay there.
 void moments(const Tiles& rows, const Kept& kept, float* means, float* variances) {
   const int64_t m = rows.of.m, count = std::min(kLanes, rows.b);
   std::vector<float> shift(m);
@@ -205,9 +205,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_products(const Tensor& fields, 
 }
 
 // gradient g [B] of y, its arguments, begins of group() with places, means, variances and what was kept -> the gradients
-// of fields, of weights or nothing, and of gates. With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k): that of gate_k is r_k sum_b c_b x_bk, that of
-// x_bk
-//   gate_k r_k (c_b - r_k (x_bk - mean_k) mean(c n_k)).
+// of fields, of weights or nothing, and of gates. With c_b = g_b - mean g, and r_k = 1 / sqrt(variance_k + eps_k):
+//   of gate_k  r_k sum_b c_b x_bk,
+//   of x_bk    gate_k r_k (c_b - r_k (x_bk - mean_k) mean(c n_k)).
 // A number among the weights gets gate_k eps_k r_k^3 sum_b c_b x_bk / number: normalisation leaves it no more.
 std::tuple<Tensor, Tensor, Tensor> gated_products_backward(
     const Tensor& gradient, const Tensor& fields, const std::optional<Tensor>& places,

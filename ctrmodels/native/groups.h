@@ -250,7 +250,8 @@ class GroupPowers {
     });
   }
 
-  // What the weights get, [F, G] each: those inside, and those of the compensation, which are part of these, and [0, G], if they are the same.
+  // The gradients of inside [F, G] and of own [F, G]. Without weights of their own for the compensation, what these would get
+  // is part of the first, and the second is [0, G].
   using Weights = std::pair<Tensor, Tensor>;
 
   // The gradient of y, of rows that begin `stride` apart -> that of the vectors [N, wide], if to is there, and of the weights.

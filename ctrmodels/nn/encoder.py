@@ -1,4 +1,4 @@
-"""From a batch to what every model starts from: field embeddings, their flat form, and explicit pairs."""
+"""From a batch to what every model starts from: field embeddings, their flat form, and explicit interactions."""
 
 from __future__ import annotations
 
@@ -302,7 +302,8 @@ class ProductNorm(BatchNorm):
         if self.training and gates.shape[1] == 1 and ranks.count() == 1:
             fused = interactions.gated(gates.squeeze(1), self.epsilon)
         if fused is None:
-            return self(interactions.values()) @ gates
+            with full_precision(gates):
+                return self(interactions.values()) @ gates
         total, centre, variance = fused
         self.follow(centre, variance, len(total))
         return total.unsqueeze(1)

@@ -364,8 +364,9 @@ class OuterProducts(nn.Module):
     slots: Tensor
     moved: Tensor
 
-    def __init__(self, combinations: Sequence[tuple[int, ...]], dim: int) -> None:
+    def __init__(self, combinations: Sequence[tuple[int, ...]], dim: int, n_fields: int) -> None:
         super().__init__()
+        self.n_fields = n_fields
         self.register_buffer("slots", torch.tensor(combinations).T.contiguous(), persistent=False)  # [p, M]
         self.register_buffer("moved", torch.arange(len(combinations)), persistent=False)  # a vector belongs to a place
         self.vectors = nn.Parameter(torch.randn(dim, len(self.slots)) * dim**-0.5)
@@ -390,8 +391,8 @@ class OuterProducts(nn.Module):
         return Operand(projected.view(len(fields), -1, 1), slots)
 
     def flops(self, dim: int) -> int:
-        """Operations per row."""
-        return 2 * int(self.slots.max() + 1) * self.vectors.numel() + self.slots.numel()
+        """Operations per row: every field is projected for every place."""
+        return 2 * self.n_fields * self.vectors.numel() + self.slots.numel()
 
 
 class Products(nn.Module):
@@ -423,9 +424,10 @@ class Products(nn.Module):
             combinations = [interactions[p].fields for p in places]
             if op in ("inner", "scalar_kernel"):
                 self.parts.append((InnerProducts if op == "inner" else ScalarKernels)(combinations, n_fields))
-            elif op in ("vector_kernel", "outer"):
-                kind = VectorKernels if op == "vector_kernel" else OuterProducts
-                self.parts.append(kind(combinations, dims[table]))
+            elif op == "vector_kernel":
+                self.parts.append(VectorKernels(combinations, dims[table]))
+            elif op == "outer":
+                self.parts.append(OuterProducts(combinations, dims[table], n_fields))
             else:
                 raise ValueError(f"{op} does not give one number")
         # Of what the parts give, one after the other: by themselves, and by the compiled kernels.
@@ -452,7 +454,8 @@ class Products(nn.Module):
             tensors = [t for o in operands for t in (o.vectors, o.weights)]
             found = cast(Tensor, _CompiledProducts.apply(operands, *tensors))
             return found if self.in_order else found.index_select(1, self.order)
-        columns = torch.cat([part(fields[table]) for table, part in zip(self.tables, self.parts, strict=True)], 1)
+        with full_precision(self.order):
+            columns = torch.cat([part(fields[table]) for table, part in zip(self.tables, self.parts, strict=True)], 1)
         return columns if len(self.parts) == 1 else columns.index_select(1, self.order_apart)
 
     def compiles(self, fields: Mapping[str, Tensor | ByRow]) -> bool:

@@ -34,7 +34,7 @@ def choose(candidates: Sequence[Candidate], metric: str, budget: float) -> Choic
     chosen: they stand on the leaderboard to show what the search is worth.
 
     Args:
-        candidates: of all methods, with exactly one control.
+        candidates: of all methods, with a control, the first of which the budget is a share of.
         metric: ``auc`` or ``logloss``.
         budget: largest share of the control's stored parameters.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, islice, product
+from math import comb
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from ctrmodels.archspec import (
     ArchSpec,
     CentralResidual,
     FieldDimMask,
+    Group,
     Interaction,
+    Op,
     PerBucket,
     PerField,
     Uniform,
@@ -23,12 +26,14 @@ from ctrmodels.archspec import (
 )
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.micronet import CONCAT, HADAMARD, PRODUCT, SUM, cost_of
+from ctrmodels.search.interaction.aim import dimensions_of_fields, lives
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 0.02
 ATTEMPTS = 200
 EXCHANGES = 4  # of genes, per micro-network
+MASKS = 11  # draws of an embedding's mask, from independent fields to fields that all prefer the same dimensions
 GENES = (SUM, HADAMARD, CONCAT, PRODUCT)
 
 
@@ -40,11 +45,13 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
     the same, or, where the search had candidate widths, random ones of these. Value masks: as many random values, from
     the same initial ones. Graphs: the same edges between other items. Interactions: as many random ones of every
     order, operation and embedding. Micro-networks: as many of every order, of other fields and of random genes that
-    cost the same together. Groups: as many random members. Embeddings of their own: like that of the network,
-    and as they are where they have one width.
+    cost the same together. Groups: as many different ones of as many random members. Embeddings of their own: like that
+    of the network, and as they are where they have one width. Where the search left out interactions that its masks
+    make zero, the control has none either.
 
     Raises:
-        ValueError: the spec is not searched, so that there is nothing to draw.
+        ValueError: the spec is not searched, so that there is nothing to draw, or it repeats an interaction or a group
+            more often than there are combinations of fields.
     """
     rng = np.random.default_rng([seed, 0x726E64])
     changes: dict[str, object] = {}
@@ -53,16 +60,22 @@ def random_control(spec: ArchSpec, schema: Schema, seed: int) -> ArchSpec:
             raise ValueError("a uniform width has no random control")
         changes["alloc"] = _random_alloc(spec, spec.alloc, schema, rng)
     if spec.interactions is not None:
-        changes["interactions"] = _random_interactions(_random_genes(spec.interactions, spec.out_dim, rng),
-                                                       len(spec.fields), rng)
-        changes["groups"] = tuple(replace(g, fields=_random_fields(len(g.fields), len(spec.fields), rng))
-                                  for g in spec.groups)
-        changes["tables"] = {name: alloc if isinstance(alloc, Uniform) else _random_alloc(spec, alloc, schema, rng)
-                             for name, alloc in spec.tables.items()}
+        tables = {name: alloc if isinstance(alloc, Uniform) else _random_table(spec, name, alloc, schema, rng)
+                  for name, alloc in spec.tables.items()}
+        changes["interactions"] = _random_interactions(
+            _random_genes(spec.interactions, spec.out_dim, rng), len(spec.fields),
+            {name: dimensions_of_fields(t, schema) for name, t in tables.items() if _pruned(spec, name, schema)}, rng)
+        changes["groups"] = _random_groups(spec.groups, len(spec.fields), rng)
+        changes["tables"] = tables
     return replace(spec, method=f"random({spec.method})", cost=None, result={}, **changes)  # type: ignore[arg-type]
 
 
-def _random_alloc(spec: ArchSpec, alloc: Alloc, schema: Schema, rng: np.random.Generator) -> Alloc:
+def _random_alloc(spec: ArchSpec, alloc: Alloc, schema: Schema, rng: np.random.Generator, alike: float = 0.0) -> Alloc:
+    """A random allocation of the same cost.
+
+    Of ``FieldDimMask``, about a share of ``alike`` of the fields prefers the same dimensions; and above 0, no field is
+    left without any unless the search left one so.
+    """
     candidates = set(spec.config.get("candidates", ()))
     vocab = np.array([f.vocab for f in schema.id_spaces])
     if isinstance(alloc, PerField):
@@ -73,9 +86,12 @@ def _random_alloc(spec: ArchSpec, alloc: Alloc, schema: Schema, rng: np.random.G
     if isinstance(alloc, PerBucket):
         return _random_buckets(spec, alloc, schema, rng)
     if isinstance(alloc, FieldDimMask):
-        counts = _random_widths(tuple(alloc.mask.sum(1)), candidates or set(range(alloc.mask.shape[1] + 1)),
+        widths = candidates or set(range(int(alike > 0), alloc.mask.shape[1] + 1))
+        counts = _random_widths(tuple(alloc.mask.sum(1)), widths,
                                 lambda widths: int((widths * vocab).sum()), rng)
         order = np.arange(alloc.mask.shape[1])[None] if candidates else rng.random(alloc.mask.shape).argsort(1)
+        if alike and not candidates:
+            order[rng.random(len(order)) < alike] = rng.permutation(order.shape[1])
         return FieldDimMask(order < np.array(counts)[:, None])
     if isinstance(alloc, ValueMask):
         mask = np.zeros(alloc.mask.size, bool)
@@ -89,17 +105,90 @@ def _random_alloc(spec: ArchSpec, alloc: Alloc, schema: Schema, rng: np.random.G
     return replace(alloc, neighbours=near, weights=weights)
 
 
-def _random_interactions(found: Sequence[Interaction], n_fields: int, rng: np.random.Generator
-                         ) -> tuple[Interaction, ...]:
-    """Other fields for every interaction, without repetition among those of one kind."""
-    taken: set[tuple[object, ...]] = set()
+def _pruned(spec: ArchSpec, name: str, schema: Schema) -> bool:
+    """Whether an embedding has a mask and no interaction that this makes zero: the search left those out."""
+    if not isinstance(alloc := spec.tables[name], FieldDimMask | ValueMask):
+        return False
+    dims = dimensions_of_fields(alloc, schema)
+    return all(lives(i, dims) for i in spec.interactions or () if i.table == name)
+
+
+def _random_table(spec: ArchSpec, name: str, alloc: Alloc, schema: Schema, rng: np.random.Generator) -> Alloc:
+    """A random allocation of one embedding, whose mask leaves as many interactions alive as the search found on it.
+
+    Independent fields of few dimensions seldom have one in common, so that later draws make more fields prefer the same
+    dimensions: that changes neither the numbers of dimensions nor the cost.
+    """
+    if not _pruned(spec, name, schema):
+        return _random_alloc(spec, alloc, schema, rng)
+    needed = Counter((i.op, i.order) for i in spec.interactions or () if i.table == name)
+    for alike in np.linspace(0, 1, MASKS):
+        drawn = _random_alloc(spec, alloc, schema, rng, float(alike))
+        dims = dimensions_of_fields(drawn, schema)
+        if all(len(list(islice(_living(op, order, dims), n))) == n for (op, order), n in needed.items()):
+            return drawn
+    log.warning("no random mask of the embedding %s leaves as many interactions alive as were found: it stays as it is",
+                name)
+    return alloc
+
+
+def _random_interactions(found: Sequence[Interaction], n_fields: int, dims: Mapping[str, np.ndarray],
+                         rng: np.random.Generator) -> tuple[Interaction, ...]:
+    """Other fields for every interaction, without repetition among those of one kind; living ones where masks decide.
+
+    Args:
+        dims: by embedding with a mask, the dimensions of every field.
+    """
+    sources: dict[tuple[Op, str, int], Iterator[tuple[int, ...]]] = {}
     drawn = []
     for i in found:
-        while (kind := (i.op, i.table, fields := _random_fields(i.order, n_fields, rng))) in taken:
-            pass
-        taken.add(kind)
-        drawn.append(replace(i, fields=fields, strength=1.0))
+        if (kind := (i.op, i.table, i.order)) not in sources:
+            sources[kind] = (_shuffled(list(_living(i.op, i.order, dims[i.table])), rng) if i.table in dims
+                             else _distinct_fields(i.order, n_fields, rng))
+        drawn.append(replace(i, fields=_next(sources[kind], i), strength=1.0))
     return tuple(sorted(drawn, key=lambda i: (i.order, i.op, i.table, i.fields)))
+
+
+def _random_groups(found: Sequence[Group], n_fields: int, rng: np.random.Generator) -> tuple[Group, ...]:
+    """Other members for every group, without repetition, as the search has none."""
+    sources: dict[Group, Iterator[tuple[int, ...]]] = {}
+    drawn = []
+    for g in found:
+        n = len(g.fields)
+        source = sources.setdefault(replace(g, fields=tuple(range(n))), _distinct_fields(n, n_fields, rng))
+        drawn.append(replace(g, fields=_next(source, g)))
+    return tuple(drawn)
+
+
+def _living(op: Op, order: int, dims: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """The fields of all interactions that are not zero under a mask."""
+    return (fields for fields in combinations(range(len(dims)), order) if lives(Interaction(fields, op), dims))
+
+
+def _shuffled(choices: list[tuple[int, ...]], rng: np.random.Generator) -> Iterator[tuple[int, ...]]:
+    """Each once, in random order."""
+    return (choices[k] for k in rng.permutation(len(choices)))
+
+
+def _distinct_fields(n: int, n_fields: int, rng: np.random.Generator) -> Iterator[tuple[int, ...]]:
+    """Random combinations of ``n`` fields, each once; drawn rather than listed, as large groups have too many."""
+    taken: set[tuple[int, ...]] = set()
+    while len(taken) < comb(n_fields, n):
+        if (fields := _random_fields(n, n_fields, rng)) not in taken:
+            taken.add(fields)
+            yield fields
+
+
+def _next(source: Iterator[tuple[int, ...]], found: Interaction | Group) -> tuple[int, ...]:
+    """The next fields.
+
+    Raises:
+        ValueError: there are no more.
+    """
+    fields = next(source, None)
+    if fields is None:
+        raise ValueError(f"there are fewer combinations of {len(found.fields)} fields than the spec has like {found}")
+    return fields
 
 
 def _random_genes(found: Sequence[Interaction], dim: int, rng: np.random.Generator) -> list[Interaction]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.loader import Loader
@@ -60,7 +62,8 @@ class Progress:
                  parts: Mapping[str, Stateful] | None = None) -> None:
         self.trainer, self.checkpoint, self.parts = trainer, checkpoint, parts or {}
         self.found, self.epoch, self.step = Found({}), 0, 0
-        self.whose = {"method": method.name, "seed": seed, **configuration(method), "training": asdict(trainer.config)}
+        self.whose = {"method": method.name, "seed": seed, **configuration(method), "training": asdict(trainer.config),
+                      "network": _name(trainer.network)}
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -71,10 +74,19 @@ class Progress:
             self.epoch, self.step = self.epoch + 1, 0
 
     def steps(self, loader: Loader) -> Iterator[Step]:
-        """Train on the batches of this pass that are not done; yields after every step."""
+        """Train on the batches of this pass that are not done; yields after every step.
+
+        Raises:
+            FloatingPointError: after the last one, if a loss was not finite: what such weights show is arbitrary.
+        """
+        total = torch.zeros((), device=self.trainer.device)  # read once, so that no step waits for the device
         for step in self.trainer.epoch(loader, self.epoch, self.step):
+            total += step.loss
             yield step
             self.done()
+        if not math.isfinite(total.item()):
+            raise FloatingPointError(f"the loss became {total.item()} in pass {self.epoch} of {self.whose['method']}: "
+                                     "lower training.learning_rate")
 
     def done(self) -> None:
         """A step is over, with all that came of it."""
@@ -109,3 +121,10 @@ class Progress:
         self.found = Found({name: ArchSpec.unpack(raw, {k: t.numpy() for k, t in specs[name].items()})
                             for name, raw in document["specs"].items()}, document["trace"], document["steps"])
         self.epoch, self.step = document["epoch"], document["step"]
+
+
+def _name(network: nn.Module) -> str:
+    """The kind of a network, what it predicts, and a digest of its tensors' names and shapes."""
+    shapes = sorted((name, tuple(t.shape)) for name, t in network.state_dict().items())
+    digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+    return f"{type(network).__name__} of {getattr(network, 'objective', 'several objectives')}, {digest}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from ctrmodels.archspec import ArchSpec, Cost
 from ctrmodels.data.dataset import Dataset
+from ctrmodels.errors import InputError
 from ctrmodels.search.base import Host, SearchMethod, SearchRows
 from ctrmodels.search.controls import random_control
 from ctrmodels.search.trial import retrain
@@ -67,25 +69,43 @@ class Candidate:
 
 
 class Trace:
-    """Finished trials, one JSON line each; what is in it is not run again."""
+    """Finished trials, one JSON line each; what is in it is not run again.
+
+    A kill can leave half a line at the end, which is cut off, so that the next trial has a line of its own.
+
+    Raises:
+        InputError: a whole line is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: dict[str, dict[str, Any]] = {}
         if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the line that a killed attempt was writing
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(path, whole)
+            for number, line in enumerate(content[:whole].splitlines(), 1):
+                entry = self._parse(number, line)
                 self.done[entry["trial"]] = entry
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Append a finished trial and flush it to disk."""
+        """Append a finished trial and bring it to disk."""
         self.done[entry["trial"]] = entry
         with self.path.open("a") as stream:
             stream.write(json.dumps(entry, sort_keys=True) + "\n")
             stream.flush()
+            os.fsync(stream.fileno())
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # no JSON, or no text at all
+            entry = None
+        if not isinstance(entry, dict) or not isinstance(entry.get("trial"), str):
+            raise InputError(self.path, f"line {number}", line.decode(errors="replace"), "is not a finished trial",
+                             "delete the line, and its trial runs again")
+        return entry
 
     def save(self, path: Path) -> None:
         """Write all trials in order of their names."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ctrmodels import ranks
 from ctrmodels.errors import InputError
 
 
@@ -68,7 +69,11 @@ class Checkpoint:
 
         Raises:
             InputError: the file is damaged, or another's.
+            ValueError: there are several ranks, of which it would hold one's state.
         """
+        if ranks.count() > 1:
+            raise ValueError(f"{self.path} would hold the state of one of {ranks.count()} ranks: train without a "
+                             "checkpoint on several of them")
         found = self.load()
         if found is not None:
             theirs, mine = found[1]["whose"], json.loads(json.dumps(whose))

@@ -13,8 +13,12 @@ from typing import Any
 
 
 def default_workers() -> int:
-    """Number of trials that run at once: the environment's CTRMODELS_WORKERS, else the cores."""
-    return int(os.environ.get("CTRMODELS_WORKERS", 0)) or len(os.sched_getaffinity(0))
+    """Number of trials that run at once: the environment's CTRMODELS_WORKERS, else one where there is a GPU, which all
+    would share, else the cores."""
+    import torch
+
+    return int(os.environ.get("CTRMODELS_WORKERS", 0)) or (
+        1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
 
 
 def _prepare() -> None:
@@ -55,14 +59,14 @@ def iterate_trials(function: Callable[..., Any], arguments: Sequence[Mapping[str
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "ctrmodels.training"])
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_prepare) as pool:
-        futures = {pool.submit(function, **a): index for index, a in enumerate(arguments)}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare)
+    futures = {pool.submit(function, **a): index for index, a in enumerate(arguments)}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        # Not by `with`, which would let everything that waits run to its end when a trial has failed.
+        pool.shutdown(cancel_futures=True)
 
 
 def run_trials(function: Callable[..., Any], arguments: Sequence[Mapping[str, Any]],

@@ -293,7 +293,9 @@ class Trainer:
 
     def _rate(self) -> float:
         """What the schedule multiplies the learning rates with at the coming step."""
-        done = self.taken / max(self.planned, 1)
+        if not self.planned:
+            raise ValueError("a schedule or warm-up of learning rates needs to know the number of steps: set planned")
+        done = self.taken / self.planned
         if done < self.config.warm_up:
             return (self.taken + 1) / (self.config.warm_up * self.planned + 1)
         if self.config.schedule == "constant":

@@ -8,7 +8,7 @@ from tasks.config.balancers import BALANCERS, Balancers, Decay, Dwa, GradNorm, M
 from tasks.config.chain import Encode, Frequency, Ingest, Report, Select, Validate
 from tasks.config.data import SOURCES, Build, Data, FieldSpec, Files, Join, ObjectiveSpec, Simulated, Split
 from tasks.config.hosts import BASELINES, GATED_HOSTS, HOSTS
-from tasks.config.params import Params, load, parse
+from tasks.config.params import Params, check_sections, load, parse
 from tasks.config.retrain import (
     MODELS,
     ONE_SCORE,
@@ -141,6 +141,7 @@ __all__ = [
     "Widths",
     "Youtube",
     "apply_form",
+    "check_sections",
     "form",
     "form_schema",
     "load",

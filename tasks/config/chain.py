@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.config.section import Section, form
 
@@ -23,7 +23,7 @@ class Ingest(Section):
 class Frequency(Section):
     """Counting. Numeric quantiles are exact up to ``quantile_rows`` rows; a larger log is sampled down to as many."""
 
-    quantile_rows: Annotated[int, Field(ge=0)] = 2_000_000
+    quantile_rows: Annotated[int, Field(ge=1)] = 2_000_000
 
 
 class Validate(Section):
@@ -47,6 +47,13 @@ class Validate(Section):
     max_unseen_rate: Annotated[float, Field(ge=0, le=1)] = 0.5
     psi: tuple[float, float | None] = (0.25, None)
     reference_day: str | None = None
+
+    @model_validator(mode="after")
+    def _pairs_rise(self) -> Validate:
+        for key, (low, high) in (("positive_rate", self.positive_rate), ("psi", self.psi)):
+            if high is not None and low > high:
+                raise ValueError(f"{key} = [{low:g}, {high:g}]: the first must not exceed the second")
+        return self
 
 
 class Encode(Section):

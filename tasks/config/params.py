@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,15 @@ def parse(raw: Any, where: Path | str) -> Params:
                              "remove it or mend its spelling (docs/params.md lists every key)") from None
         problem = first["msg"].removeprefix("Value error, ")
         raise InputError(where, key, first["input"], problem, "see docs/params.md for this key") from None
+
+
+def check_sections(raw: Mapping[str, Any], where: Path | str) -> None:
+    """Refuse what DVC would refuse when a stage's turn comes: it compares sections, and does not know their defaults.
+
+    Raises:
+        InputError: a section of the file is absent.
+    """
+    for name, field in Params.model_fields.items():
+        if (key := field.alias or name) not in raw:
+            raise InputError(where, key, None, "a section that is not there, which DVC compares between runs",
+                             f"for its defaults write `{key}: {{}}`")

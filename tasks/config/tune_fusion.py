@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ctrmodels.errors import InputError
 from tasks.config.section import Section, Share, form
 
 
@@ -91,7 +93,10 @@ class TuneFusion(Section):
     Attributes:
         scorers: the model of ``retrain.models`` that scores an objective; those not named are scored by the one that
             ``select_model`` chose.
-        incumbent: the fusion.json in service, that the new order is held against; ``null`` = equal weights.
+        incumbent: the fusion.json in service, that the new order is held against; ``null`` = equal weights. A relative
+            path is one of the checkout.
+        incumbent_digest: sha256 of that file, filled in when a run is planned; an incumbent that changed since is
+            refused.
         segments: a field whose values get weights of their own, shrunk to the common ones; ``null`` = none.
         functions: which are tuned, each for ``trials``; the best is taken. ``product_with_length`` and
             ``expected_value`` need their sections.
@@ -123,6 +128,7 @@ class TuneFusion(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     scorers: dict[str, str] = {}
     incumbent: str | None = None
+    incumbent_digest: str | None = None
     segments: str | None = None
     guardrails: FusionGuardrails = FusionGuardrails()
     off_policy: FusionOffPolicy = FusionOffPolicy()
@@ -143,6 +149,26 @@ class TuneFusion(Section):
             raise ValueError("functions: expected_value needs expected_value.values, what an event of each objective "
                              "is worth")
         return self
+
+    def read_incumbent(self, root: Path) -> bytes:
+        """The bytes of the file in service, where a relative path starts at ``root``.
+
+        Whoever plans a run and the stage both read it here, so that what one digests is what the other compares.
+
+        Raises:
+            InputError: there is no such file, or it cannot be read.
+        """
+        try:
+            return (root / str(self.incumbent)).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: no name of a file at all
+            raise self.unreadable_incumbent(error) from error
+
+    def unreadable_incumbent(self, error: Exception) -> InputError:
+        """What to tell of an incumbent that ``error`` kept from being read: the key at fault, for none of the run's
+        stages can mend the file."""
+        return InputError("params.yaml", "tune_fusion.incumbent", self.incumbent,
+                          f"not a readable fusion ({type(error).__name__})",
+                          "give the fusion.json that is in service, or null")
 
     @property
     def columns(self) -> dict[Literal["length", "price"], str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,20 +58,23 @@ def embedded(project: Path, given: Mapping[str, str] = os.environ) -> dict[str, 
 
 def pools() -> dict[str, dict[str, Any]]:
     """Airflow's pools: how many stages of a kind may run at once on one machine."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     return {
         "git": {"slots": 1, "description": "tasks that write to the Git repository"},
         "spark": {"slots": 1, "description": "Spark stages; each takes every core"},
-        "gpu": {"slots": max(1, gpus), "description": "searches and trainings: one per GPU, else one"},
+        "gpu": {"slots": 1, "description": "searches and trainings; each takes every core, or the first GPU"},
     }
 
 
 def _secret(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_text()
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(secrets.token_hex(32))
+    if not path.exists():
+        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # readable by the owner only
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(secrets.token_hex(32))
+            os.link(partial, path)  # whole, or not at all; of several processes the first one's counts
+        except FileExistsError:
+            pass
+        finally:
+            Path(partial).unlink()
     return path.read_text()

@@ -22,6 +22,7 @@ import yaml
 
 from ctrmodels.errors import InputError
 from tasks import config
+from tasks.runtime.failures import StageRefused
 
 LARGEST_UNTRACKED_FILE = 20 * 2**20
 _IDENTITY = {f"GIT_{role}_{part}": value for role in ("AUTHOR", "COMMITTER")
@@ -86,8 +87,11 @@ def finish(repository: Path, run_id: str, revision: str, locks: Iterable[Mapping
 
 def unchanged_since(repository: Path, revision: str, form: Mapping[str, Any]) -> bool:
     """Whether a run begun now, with the same form, would start from the files of ``revision``."""
-    with _snapshot(repository, form) as (tree, _):
-        return tree == git(repository, "rev-parse", f"{revision}^{{tree}}")
+    try:
+        with _snapshot(repository, form) as (tree, _):
+            return tree == git(repository, "rev-parse", f"{revision}^{{tree}}")
+    except InputError:  # it would not start at all: a file that it needs is gone, say
+        return False
 
 
 def params(repository: Path, revision: str) -> dict[str, Any]:
@@ -117,9 +121,18 @@ def page(repository: Path, revision: str) -> str:
     return f"https://{site[1]}/{site[2]}/tree/{revision}" if site else ""
 
 
-def merge(locks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Lock entries of several stages as one mapping from stage to entry."""
-    return {stage: entry for lock in locks for stage, entry in lock.items()}
+def merge(locks: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Lock entries of several stages as one mapping from stage to entry.
+
+    Raises:
+        StageRefused: a stage left none.
+    """
+    locks = list(locks)
+    if None in locks:
+        there = sorted({stage for lock in locks if lock for stage in lock})
+        raise StageRefused("a stage that this one needs recorded no outputs, as one does that was marked as success by "
+                           f"hand: clear it, so that it runs (there are those of {', '.join(there) or 'none'})")
+    return {stage: entry for lock in locks if lock for stage, entry in lock.items()}
 
 
 def lockfile(entries: Mapping[str, Any]) -> str:
@@ -146,19 +159,39 @@ def _snapshot(repository: Path, form: Mapping[str, Any]) -> Iterator[tuple[str, 
             shutil.copy(index_file, index["GIT_INDEX_FILE"])  # keeps Git from hashing unchanged files
         git(repository, "add", "--all", **index)
         raw = yaml.safe_load(git(repository, "show", ":params.yaml", **index))
-        wanted = _pin_files(config.apply_form(raw, dict(form), "params.yaml"))
+        wanted = config.apply_form(raw, dict(form), "params.yaml")
+        config.check_sections(wanted, "params.yaml")
+        wanted = _pin_files(repository, wanted, index)
         if wanted != raw:
             _put(repository, "params.yaml", yaml.safe_dump(wanted, sort_keys=False), index)
         yield git(repository, "write-tree", **index), index
 
 
-def _pin_files(raw: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the digest of the user's files, so that a stage notices when they change during the run."""
-    data = config.parse(raw, "params.yaml").data
+def _pin_files(repository: Path, raw: dict[str, Any], index: Mapping[str, str]) -> dict[str, Any]:
+    """Fill in the digests of the user's files, so that a stage notices when they change during the run.
+
+    DVC takes a result from its cache by its parameters: with the digest among them, never that of other files.
+
+    Raises:
+        InputError: a file is not there, or only in this checkout and not in the run's, where its stages look.
+    """
+    params = config.parse(raw, "params.yaml")
+    data, fusion = params.data, params.tune_fusion
     if data.source == "files" and data.files is not None and data.files.digest is None:
         from tasks.sources import files
 
         raw["data"]["files"]["digest"] = files.digest(data.files)
+    if fusion.incumbent is not None:
+        found = hashlib.sha256(fusion.read_incumbent(repository)).hexdigest()
+        if not Path(fusion.incumbent).is_absolute():
+            try:
+                git(repository, "ls-files", "--error-unmatch", "--", f":(literal){fusion.incumbent}", **index)
+            except RuntimeError:
+                raise InputError("params.yaml", "tune_fusion.incumbent", fusion.incumbent,
+                                 "outside the checkout, or ignored by Git, so that the run's copy of it lacks the file",
+                                 "give an absolute path, or a file that Git does not ignore") from None
+        if fusion.incumbent_digest is None:
+            raw["tune_fusion"]["incumbent_digest"] = found
     return raw
 
 

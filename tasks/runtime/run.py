@@ -70,7 +70,7 @@ def run(project: Path, home: Path) -> int:
     print(summary.text(_outputs(project, run_id)))
     print(f"Revision    branch {revision.branch(run_id)}\n"
           f"Airflow UI  make ui, then {os.environ['AIRFLOW__API__BASE_URL']}/dags/{DAG_ID}\n"
-          "W&B         .venv/bin/wandb login && .venv/bin/wandb sync --sync-all  (in .scratch/wandb)")
+          "W&B         .venv/bin/wandb login && .venv/bin/wandb sync .scratch/wandb/wandb/offline-run-*")
     return 0
 
 
@@ -121,19 +121,38 @@ def _run_dag(project: Path, terminal: IO[str]) -> tuple[str, str]:
 
 
 def _outputs(project: Path, run_id: str) -> Path:
-    """Folder with the outputs of a finished run: the working tree, unless it was edited since the run began."""
+    """Folder with the outputs of a finished run: the working tree, unless it was edited since the run began, or holds
+    outputs that no cache has, which a checkout would lose."""
     branch = revision.branch(run_id)
-    if revision.unchanged_since(project, f"{branch}^", {}):
-        place = project
-        (project / "dvc.lock").write_text(revision.git(project, "show", f"{branch}:dvc.lock") + "\n")
+    if not revision.unchanged_since(project, f"{branch}^", {}):
+        reason = "The working tree changed during the run"
+    elif _checked_out(project, revision.git(project, "show", f"{branch}:dvc.lock") + "\n"):
+        return project
     else:
-        place = project / ".scratch" / branch
-        shutil.rmtree(place, ignore_errors=True)
-        revision.git(project, "clone", "--quiet", "--shared", "--branch", branch, str(project), str(place))
-        share_cache(project, place)
-        print(f"The working tree changed during the run; its outputs are in {place}")
+        reason = "The working tree has outputs of its own, which stay"
+    place = project / ".scratch" / branch
+    shutil.rmtree(place, ignore_errors=True)
+    revision.git(project, "clone", "--quiet", "--shared", "--branch", branch, str(project), str(place))
+    share_cache(project, place)
     subprocess.run(["dvc", "checkout", "--quiet"], cwd=place, check=True)
+    print(f"{reason}; those of the run are in {place}")
     return place
+
+
+def _checked_out(project: Path, lock: str) -> bool:
+    """Bring the outputs that ``lock`` names to the working tree; if that cannot be done, dvc.lock stays as it was."""
+    file, new = project / "dvc.lock", project / ".dvc.lock.partial"
+    before = file.read_text() if file.exists() else None
+    new.write_text(lock)
+    new.replace(file)
+    if subprocess.run(["dvc", "checkout", "--quiet"], cwd=project).returncode == 0:
+        return True
+    if before is None:
+        file.unlink()
+    else:
+        new.write_text(before)
+        new.replace(file)
+    return False
 
 
 @contextmanager

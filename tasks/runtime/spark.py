@@ -105,7 +105,7 @@ def write_parquet(frame: DataFrame, folder: Path, by: str | None = None) -> int:
 
     Equal rows give equal bytes: Spark's own writer puts random ids into file names, and lists a column's
     encodings in an order that each Java process picks anew, so each task writes its file with pyarrow.
-    ``folder`` must lie where both the driver and the executors can write.
+    ``folder`` must lie where both the driver and the executors, as the same user, can write.
 
     Args:
         frame: the rows; ``by`` needs those of one value to follow one another within a partition.
@@ -120,7 +120,6 @@ def write_parquet(frame: DataFrame, folder: Path, by: str | None = None) -> int:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
-        Path(partial).chmod(0o777)  # executors may run as another user
         frame.mapInArrow(_partition_writer(partial, ROW_GROUP, by), "file string").write.format("noop").mode(
             "overwrite").save()
         parts = sorted(Path(partial).rglob("*.parquet"))

@@ -28,6 +28,7 @@ from tasks.runtime import manifest, tracking
 from tasks.runtime.figure import Figure, finite
 
 EXIT_BAD_INPUT = 2
+CODE = (".py", ".h", ".cpp")
 log = logging.getLogger("ctrmodels")
 
 
@@ -101,8 +102,9 @@ class Stage:
     def _inputs_hash(self) -> str:
         digest = hashlib.sha256(self.params.model_dump_json().encode())
         for package in ("ctrmodels", "tasks"):
-            for path in sorted(Path(__file__).parents[2].joinpath(package).rglob("*.py")):
-                digest.update(path.read_bytes())
+            for path in sorted(Path(__file__).parents[2].joinpath(package).rglob("*")):
+                if path.suffix in CODE:
+                    digest.update(path.read_bytes())
         for path in sorted((self.root / "outputs").glob(f"**/{manifest.NAME}")):
             if not path.is_relative_to(self.final) and ".partial-" not in str(path):
                 digest.update(path.read_bytes())

@@ -204,8 +204,13 @@ def _environment(root: Path) -> dict[str, str]:
 
 
 def _config(params: Params, stage: str) -> dict[str, Any]:
-    """What may be shown of params.yaml: named sections, names of columns; no path, it may hold a secret."""
+    """What may be shown of params.yaml: named sections, names of columns; no path, it may hold a secret.
+
+    Of the incumbent, which a path names, only whether there is one.
+    """
     everything = params.model_dump(mode="json", by_alias=True)
+    del everything["tune_fusion"]["incumbent_digest"]
+    everything["tune_fusion"]["incumbent"] = params.tune_fusion.incumbent is not None
     kept = [stage, *(["training"] if stage in TRAINING_STAGES else [])]
     data = params.data
     return {

@@ -100,7 +100,9 @@ class Workspace:
         run = revision.branch(self.environment["CTRMODELS_RUN_ID"])
         target = Path(folder) / run / page.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(page, target)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(page, partial)
+        partial.replace(target)
         site = os.environ.get("CTRMODELS_REPORTS_URL")
         return f"{site}/{run}/{page.name}" if site else target.as_uri()
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 ROOT = "CTRMODELS_DATA"
+PATH, JOIN = "data.files.path", "data.files.join"  # keys of params.yaml
 RESERVED = ("_row", "_role", "_day", "_time", "_group", "_position", "_propensity")
 PARTITION = "day="
 ENCODINGS = {"utf-8": "utf-8", "ascii": "us-ascii", "iso8859-1": "iso-8859-1", "utf-16": "utf-16",
@@ -76,8 +77,8 @@ def digest(files: Files) -> str:
         InputError: a path matches no file.
     """
     lines, root = [], Path(os.environ.get(ROOT) or "/").resolve()
-    for role, path in [*_by_role(files), *(("join", join.path) for join in files.join)]:
-        for found in _list(path, "data.files.path"):
+    for role, path, key in _everything(files):
+        for found in _list(path, key):
             facts = None if _remote(found) else Path(found).stat()
             name = Path(found).relative_to(root) if facts and Path(found).is_relative_to(root) else found
             lines.append(f"{role} {name}" + (f" {facts.st_size} {facts.st_mtime_ns}" if facts else ""))
@@ -90,8 +91,7 @@ def size(files: Files) -> int | None:
     Raises:
         InputError: a path matches no file.
     """
-    paths = [*(path for _, path in _by_role(files)), *(join.path for join in files.join)]
-    found = [file for path in paths for file in _list(path, "data.files.path")]
+    found = [file for _, path, key in _everything(files) for file in _list(path, key)]
     return None if any(map(_remote, found)) else sum(Path(file).stat().st_size for file in found)
 
 
@@ -106,10 +106,10 @@ def read(spark: SparkSession, files: Files, scratch: Path) -> Log:
     Raises:
         InputError: a path, a file or a column does not fit the description.
     """
-    where = files.path if isinstance(files.path, str) else "data.files.path"
+    where = files.path if isinstance(files.path, str) else PATH
     frame, order = None, []
     for part, (role, path) in enumerate(_by_role(files)):
-        paths = _unpacked(_list(path, "data.files.path"), scratch / f"part-{part}")
+        paths = _unpacked(_list(path, PATH), scratch / f"part-{part}")
         piece = _scan(spark, files, paths, role, part)
         order += paths
         frame = piece if frame is None else _append(frame, piece, where)
@@ -139,8 +139,14 @@ def _by_role(files: Files) -> list[tuple[str | None, str]]:
         paths = files.path[role]
         pairs += [(role, path) for path in ([paths] if isinstance(paths, str) else paths)]
     if not pairs:
-        raise InputError("params.yaml", "data.files.path", files.path, "names no file", "give a path per role")
+        raise InputError("params.yaml", PATH, files.path, "names no file", "give a path per role")
     return pairs
+
+
+def _everything(files: Files) -> list[tuple[str | None, str, str]]:
+    """(role, path, key of params.yaml) of the log and its side tables, whose role is ``join``."""
+    joined = [("join", join.path, JOIN) for join in files.join]
+    return [*((role, path, PATH) for role, path in _by_role(files)), *joined]
 
 
 def _remote(path: str) -> bool:
@@ -335,7 +341,7 @@ def _join(spark: SparkSession, frame: DataFrame, join: Join, number: int, scratc
 
     from tasks.runtime.spark import reading
 
-    paths = _unpacked(_list(join.path, "data.files.join"), scratch / f"join-{number}")
+    paths = _unpacked(_list(join.path, JOIN), scratch / f"join-{number}")
     side = _load(spark, join, paths)
     for place, columns in ((where, frame.columns), (join.path, side.columns)):
         if join.key not in columns:

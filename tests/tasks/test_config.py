@@ -69,6 +69,14 @@ def test_keys_and_values_outside_the_models(key: str, value: Any, shown: str) ->
     assert shown in refused(**{key: value})
 
 
+def test_a_section_may_be_empty_and_not_absent() -> None:
+    """DVC refuses a stage whose section is absent, when its turn comes."""
+    config.check_sections(params(), "params.yaml")
+    for name in ("select_model", "validate"):
+        with pytest.raises(InputError, match=f"write `{name}: {{}}`"):
+            config.check_sections(params(**{name: ...}), "params.yaml")
+
+
 @pytest.mark.parametrize(("changes", "says"), [
     ({"data__objectives__1__after": "click"}, "objective 'love': after = 'click' is no earlier objective"),
     ({"data__objectives": [{"name": "love", "label": "a", "after": "like"}, {"name": "like", "label": "b"}]},
@@ -107,6 +115,8 @@ def test_keys_and_values_outside_the_models(key: str, value: Any, shown: str) ->
     ({"search_interaction__autogroup": {"groups": [4, 8], "dims": [8, 8]}}, "one width per order from 2 on"),
     ({"search_interaction__autogroup": {"groups": [0, 0], "dims": [8]}}, "groups needs a number above 0"),
     ({"training__embedding_dim": 8}, "must not exceed training.embedding_dim"),
+    ({"validate__psi": [0.25, 0.1]}, "psi = [0.25, 0.1]: the first must not exceed the second"),
+    ({"validate__positive_rate": [0.9, 0.1]}, "the first must not exceed the second"),
 ])
 def test_keys_that_contradict_one_another(changes: dict[str, Any], says: str) -> None:
     assert says in refused(**changes)

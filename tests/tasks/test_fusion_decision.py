@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -139,8 +141,34 @@ def test_an_incumbent_of_another_model_or_of_other_objectives_is_refused(tmp_pat
     path.write_text(path.read_text().replace("buy@all", "love@all"))
     with pytest.raises(InputError, match=r"in_service.json: scores = 'love@all': is no score of this run"):
         decide(root, incumbent=str(path))
-    with pytest.raises(InputError, match="not a readable fusion"):
-        decide(root, incumbent=str(tmp_path / "absent.json"))
+
+
+@pytest.mark.parametrize(("content", "fault"), [
+    (None, "FileNotFoundError"), ("{", "JSONDecodeError"), ("{}", "KeyError"), ("[]", "TypeError"),
+    ('{"spec": {"scores": [], "function": "weighted_sum", "fitted_on": {}}}', "AttributeError")])
+def test_an_absent_or_damaged_incumbent_names_its_key_and_the_remedy(
+        tmp_path: Path, content: str | None, fault: str) -> None:
+    path = tmp_path / "old.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=re.escape(f"not a readable fusion ({fault}); give the fusion.json that is in "
+                                                   "service, or null")) as told:
+        decide(workspace(tmp_path), incumbent=str(path))
+    assert (told.value.where, told.value.key, told.value.value) == ("params.yaml", "tune_fusion.incumbent", str(path))
+
+
+def test_an_incumbent_that_was_overwritten_since_the_run_was_planned_is_refused(tmp_path: Path) -> None:
+    root = workspace(tmp_path)
+    path = root / "in_service.json"
+    shutil.copy(decide(root) / "fusion.json", path)
+    planned = hashlib.sha256(path.read_bytes()).hexdigest()
+    settings: dict[str, Any] = {"incumbent": "in_service.json", "incumbent_digest": planned}  # relative: to the root
+    assert read(decide(root, **settings) / "fusion.json")["incumbent"] == "in_service.json"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(InputError, match=rf"^params.yaml: tune_fusion.incumbent_digest = '{planned}': in_service.json "
+                                         r"changed since this run was planned \(its digest is [0-9a-f]{64}\); "
+                                         r"start a new run, or remove the key"):
+        decide(root, **settings)
 
 
 # --- what the report shows

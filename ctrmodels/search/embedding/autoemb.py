@@ -80,6 +80,7 @@ class AutoEmb:
         progress = Progress(self, seed, model.trainer, checkpoint, {"stream": model})
         found = progress.found
         passes = [*[("train", rows.train)] * self.epochs, *([("arch", rows.arch)] if len(rows.arch) else [])]
+        model.trainer.planned = sum(-(-len(part) // size) for _, part in passes)
         for number in progress.epochs(len(passes)):
             name, part = passes[number]
             if name == "train" and not progress.step:
@@ -155,7 +156,7 @@ class StreamingAutoEmb:
         config = host.train
         self.reader = _Reader(self.network)
         self.trainer = Trainer(self.reader, config, Optimisers.of(
-            self.network, config.learning_rate, config.table_optimiser, config.table_learning_rate,
+            self.network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
             exclude=self.controllers))
         self.weights = self.trainer.optimisers.weights()
         self.architecture = torch.optim.Adam(self.controllers, lr=settings.learning_rate, fused=True)

@@ -79,11 +79,19 @@ class PEP:
             selection.catch_up(torch.arange(0, len(embedding.parameter), every, device=embedding.parameter.device))
         return embedding.margins(every)
 
+    def _share(self, embedding: SoftThresholdEmbedding, selection: torch.optim.Optimizer, every: int) -> float:
+        """Share of the same values that are above their thresholds."""
+        margins = self._margins(embedding, selection, every)
+        if margins.isnan().any():  # which would pass for pruned
+            raise FloatingPointError("values of the embedding are no numbers any more: lower training.learning_rate")
+        return float((margins > 1).float().mean())
+
     def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """One mask per target that was reached, named by the target.
 
         Raises:
             RuntimeError: a target was not reached within ``epochs``.
+            FloatingPointError: the training diverged.
         """
         seed_everything(seed)
         schema, config = rows.schema, host.train
@@ -108,7 +116,7 @@ class PEP:
             for step in progress.steps(train):
                 if step.taken % every:
                     continue
-                share = float((self._margins(embedding, selection, sampled) > 1).float().mean())
+                share = self._share(embedding, selection, sampled)
                 if waiting and share <= waiting[0]:
                     margins = self._margins(embedding, selection, 1)
                 while waiting and share <= waiting[0]:
@@ -119,7 +127,7 @@ class PEP:
                     found.trace.append({"step": step.taken, "target": target, "kept": round(share, 6)})
                 if not waiting:
                     return found
-            share = float((self._margins(embedding, selection, sampled) > 1).float().mean())
+            share = self._share(embedding, selection, sampled)
             found.trace.append({"epoch": epoch, "step": trainer.taken, "kept": round(share, 6)})
         raise RuntimeError(f"PEP kept {share:.3f} of the values after {self.epochs} epochs and did not reach the "
                            f"targets {tuple(waiting)}: raise search_embedding.pep.rise")

@@ -8,12 +8,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from ctrmodels.archspec import MAIN, ArchSpec, Interaction, Op, Uniform, all_combinations
+from ctrmodels.archspec import (
+    MAIN,
+    Alloc,
+    ArchSpec,
+    FieldDimMask,
+    Interaction,
+    Op,
+    Uniform,
+    ValueMask,
+    all_combinations,
+)
 from ctrmodels.data.schema import Schema
 from ctrmodels.search.base import Found, Host, SearchRows, configuration
 from ctrmodels.search.embedding.aim_eds import AIMEDS
 from ctrmodels.search.interaction.gated import GatedSearch
-from ctrmodels.search.relaxation import GatedEmbedding
 from ctrmodels.training.checkpoint import Checkpoint
 from ctrmodels.training.trainer import seed_everything
 
@@ -118,8 +127,8 @@ def select_dimensions(spec: ArchSpec, method: AIMEDS, rows: SearchRows, host: Ho
     network.encoder.tables.update(embeddings)
     found = method.train(network, list(embeddings.values()), rows, alone, seed, checkpoint)
     tables = {name: method.allocation(e) for name, e in embeddings.items()}
-    of_field = {name: _of_field(e, schema) for name, e in embeddings.items()}
-    living = tuple(i for i in spec.interactions or () if i.table == MAIN or _lives(i, of_field[i.table]))
+    of_field = {name: dimensions_of_fields(alloc, schema) for name, alloc in tables.items()}
+    living = tuple(i for i in spec.interactions or () if i.table == MAIN or lives(i, of_field[i.table]))
     if not living:
         raise RuntimeError(f"no interaction outlived a threshold of {method.target_threshold:g} on its embedding's "
                            "dimensions: lower search_interaction.aim.dimensions.target_threshold or raise gamma")
@@ -127,16 +136,17 @@ def select_dimensions(spec: ArchSpec, method: AIMEDS, rows: SearchRows, host: Ho
     return replace(spec, interactions=living, tables={n: a for n, a in tables.items() if n in used}), found
 
 
-def _of_field(embedding: GatedEmbedding, schema: Schema) -> np.ndarray:
-    """bool [F, D]: the dimensions that some id of each field has."""
-    kept, spaces = embedding.kept().cpu().numpy(), schema.id_spaces
-    if len(kept) != len(spaces):
+def dimensions_of_fields(alloc: Alloc, schema: Schema) -> np.ndarray:
+    """bool [F, D]: the dimensions that some id of each field has under a mask."""
+    assert isinstance(alloc, FieldDimMask | ValueMask)
+    kept, spaces = alloc.mask, schema.id_spaces
+    if isinstance(alloc, ValueMask):
         kept = np.stack([part.any(0) for part in np.split(kept, np.cumsum([f.vocab for f in spaces])[:-1])])
     names = [f.name for f in spaces]
     return kept[[names.index(f.of or f.name) for f in (*schema.id_fields, *schema.sequence_fields)]]
 
 
-def _lives(i: Interaction, of_field: np.ndarray) -> bool:
+def lives(i: Interaction, of_field: np.ndarray) -> bool:
     """Whether it is anything but zero: all its fields have a dimension in common, or, of ``outer``, any each."""
     dims = of_field[list(i.fields)]  # [p, D]
     return bool(dims.any(1).all() if i.op == "outer" else dims.all(0).any())

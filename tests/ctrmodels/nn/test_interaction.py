@@ -67,7 +67,7 @@ def test_kernels_begin_as_the_inner_product():
 
 
 def test_all_outer_products_share_their_vectors():
-    assert OuterProducts([(0, 1), (2, 4), (1, 5)], D).vectors.shape == (D, 2)
+    assert OuterProducts([(0, 1), (2, 4), (1, 5)], D, F).vectors.shape == (D, 2)
 
 
 @pytest.mark.parametrize("fields", [(1,), (2, 2)])
@@ -86,3 +86,5 @@ def test_operations_are_counted():
     assert pairs.flops() == 15 * 2 * D
     triples = Products([Interaction((0, 1, 2)), Interaction((0, 1, 3))], F, DIMS)
     assert triples.flops() == D + 2 * 2 * D  # one product of two, which both go on from
+    first, last = (Products([Interaction(c, "outer")], F, DIMS) for c in ((0, 1), (F - 2, F - 1)))
+    assert first.flops() == last.flops() == 2 * F * 2 * D + 2  # all fields are projected, whichever are multiplied

@@ -41,6 +41,23 @@ def test_gated_without_a_product_written_down_is_normalised_then_multiplied(monk
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4 * max(0.1, float(theirs.detach().abs().max())))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_the_precision_of_the_training_is_not_theirs(outputs, compiled, monkeypatch):
+    """Of one output or several, with kernels or without: what gates add up is the same under autocast."""
+    if not compiled:
+        monkeypatch.setattr(interaction, "kernels", lambda *_: None)
+    torch.manual_seed(0)
+    fields = {name: torch.randn(B, 6, width) for name, width in (("", 4), ("other", 5))}
+    products, gates = Products(MIXED, 6, {"": 4, "other": 5}), torch.randn(len(MIXED), outputs)
+    found = []
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found.append(ProductNorm(MIXED).gated(Interacting(products, fields), gates))
+    assert found[1].dtype == torch.float32
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_judged_by_the_running_statistics():
     """What training gathers is what the evaluation normalises with, whichever way it is computed."""
     torch.manual_seed(0)

@@ -24,6 +24,7 @@ from ctrmodels.archspec import (
 )
 from ctrmodels.data.planted import planted_widths
 from ctrmodels.search import Host, random_control
+from ctrmodels.search.interaction.aim import dimensions_of_fields, lives
 
 SCHEMA = planted_widths(0, rows=1000).schema
 HOST = Host("click", dim=16)
@@ -143,6 +144,72 @@ def test_random_interactions_cost_the_same_and_triples_within_their_shared_produ
         cost = HOST.build(SCHEMA, HOST.complete(random_control(spec, SCHEMA, seed), SCHEMA)).cost()
         assert (cost.parameters, cost.bytes) == (built.parameters, built.bytes)
         assert cost.flops == pytest.approx(built.flops, abs=16 * sum(i.order > 2 for i in spec.interactions))
+
+
+def test_random_groups_are_as_many_different_ones_as_were_found():
+    """Seven of eight groups of one kind, and as many of a kind that differs in its order alone."""
+    n = len(SCHEMA.id_spaces)
+    groups = tuple(Group(tuple(f for f in range(n) if f != out), order) for order in (2, 3) for out in range(1, n))
+    spec = ArchSpec.of(SCHEMA, "x", 16, interactions=(), groups=groups)
+    for seed in range(3):
+        draw = random_control(spec, SCHEMA, seed)
+        assert len(set(draw.groups)) == len(groups)
+        assert [(len(g.fields), g.order) for g in draw.groups] == [(len(g.fields), g.order) for g in groups]
+
+
+@pytest.mark.parametrize("parts", [
+    {"interactions": (), "groups": (Group(tuple(range(8)), 2),) * 2},
+    {"interactions": (Interaction(tuple(range(8)), "micronet", genes=(1,)),
+                      Interaction(tuple(range(8)), "micronet", genes=(2,)))}])
+def test_a_spec_that_repeats_all_there_is_has_no_control_without_repetition(parts):
+    with pytest.raises(ValueError, match="fewer combinations of 8 fields"):
+        random_control(ArchSpec.of(SCHEMA, "x", 16, **parts), SCHEMA, 0)
+
+
+def masked(alloc: FieldDimMask | ValueMask, keep: bool = False) -> ArchSpec:
+    """All pairs and triples that are not zero under a mask, or these too, of two operations."""
+    dims = dimensions_of_fields(alloc, SCHEMA)
+    found = (i for op in ("inner", "outer") for p in (2, 3) for i in all_combinations(SCHEMA, p, op, "own"))
+    return ArchSpec.of(SCHEMA, "aim", 16, tables={"own": alloc},
+                       interactions=tuple(i for i in found if keep or lives(i, dims)))
+
+
+def few_dimensions() -> FieldDimMask:
+    """Two to four, most of them in common, which independent draws have seldom."""
+    return FieldDimMask(np.arange(16) < np.array([2, 3, 4, 2, 2, 2, 3, 2])[:, None])
+
+
+def few_values() -> ValueMask:
+    return ValueMask(np.random.default_rng(0).random((SCHEMA.total_vocab, 16)) < 0.004)
+
+
+@pytest.mark.parametrize("alloc", [few_dimensions(), few_values()], ids=["dimensions", "values"])
+def test_no_random_interaction_is_zero_under_the_random_mask(alloc: FieldDimMask | ValueMask):
+    spec = masked(alloc)
+    for seed in range(3):
+        draw = random_control(spec, SCHEMA, seed)
+        dims = dimensions_of_fields(draw.tables["own"], SCHEMA)
+        assert all(lives(i, dims) for i in draw.interactions)
+        assert kinds(draw) == kinds(spec)
+        assert len(set(draw.interactions)) == len(spec.interactions)
+        assert cost(draw) == pytest.approx(cost(spec), rel=0.02)
+        assert not np.array_equal(draw.tables["own"].mask, alloc.mask)
+        assert draw.id == random_control(spec, SCHEMA, seed).id
+
+
+def test_a_mask_that_no_random_one_can_stand_for_stays_as_it_is(caplog):
+    """One value per field, all of one dimension: eight random values have that nowhere near often enough."""
+    mask = np.zeros((SCHEMA.total_vocab, 16), bool)
+    mask[list(SCHEMA.offsets.values()), 3] = True
+    spec = masked(ValueMask(mask))
+    draw = random_control(spec, SCHEMA, 0)
+    assert draw.tables == spec.tables and kinds(draw) == kinds(spec)
+    assert "own" in caplog.text
+
+
+def test_a_search_that_keeps_interactions_of_zero_has_a_control_that_may_have_some():
+    spec = masked(few_values(), keep=True)
+    assert kinds(random_control(spec, SCHEMA, 0)) == kinds(spec)
 
 
 def micronets_of_two_orders() -> ArchSpec:

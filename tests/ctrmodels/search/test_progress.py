@@ -109,6 +109,37 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path, monkeypatch):
             SearchRows(log.roles["train"], log.roles["arch"]), HOST, 1, Checkpoint(path))
 
 
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "search.safetensors"
+    killed("autofis", path, 9, monkeypatch)
+    method, log = SEARCHES["autofis"]
+    for host in (replace(HOST, hidden=(8, 8)), replace(HOST, model="autoipnn")):
+        with pytest.raises(InputError, match="network"):
+            method.search(SearchRows(log.roles["train"], log.roles["arch"]), host, 1, Checkpoint(path))
+
+
+@pytest.mark.parametrize("name", ["autofis", "pep", "autogroup"])
+def test_a_search_that_diverged_finds_nothing(name):
+    method, log = SEARCHES[name]
+    host = replace(HOST, train=replace(HOST.train, learning_rate=float("inf")))
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        method.search(SearchRows(log.roles["train"], log.roles["arch"]), host, 1)
+
+
+def test_the_schedule_of_a_stream_is_that_of_all_its_passes(monkeypatch):
+    """AutoEmb's weights go on learning behind the first step."""
+    rates, step = [], Trainer.step
+
+    def watched(self, batch):
+        rates.append(self._rate())
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    method, log = SEARCHES["autoemb"]
+    method.search(SearchRows(log.roles["train"], log.roles["arch"]), HOST, 1)
+    assert len(rates) > 10 and rates[len(rates) // 2] == pytest.approx(0.5, abs=0.2) and rates[-1] < 0.05
+
+
 def test_levels_that_were_found_before_the_kill_are_kept(tmp_path, monkeypatch):
     expected = search("pep")
     first = next(e["step"] for e in expected.trace if e.get("target") == 0.97)

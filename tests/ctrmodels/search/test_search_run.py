@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data import Dataset
 from ctrmodels.data.planted import planted_pairs
-from ctrmodels.errors import RoleError
+from ctrmodels.errors import InputError, RoleError
 from ctrmodels.search import AllPairs, AutoFIS, Host
 from ctrmodels.search import run as module
-from ctrmodels.search.run import run_search
+from ctrmodels.search.run import Trace, run_search
 from ctrmodels.training import TrainConfig
 
 HOST = Host("click", dim=4, hidden=(), gate_init=0.6, train=TrainConfig(epochs=2, batch_size=500, learning_rate=5e-3))
@@ -77,6 +78,40 @@ def test_an_interrupted_search_goes_on_where_it_stopped(encoded, tmp_path, monke
     run(encoded, tmp_path / "broken")
     assert len(calls) == 3  # four retrainings in all, one was done
     assert outputs(tmp_path / "whole") == outputs(tmp_path / "broken")
+
+
+def test_a_trial_that_follows_a_line_cut_off_outlives_a_second_interruption(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"trial": "search/0"}\n{"trial": "retr')
+    Trace(path).add({"trial": "search/1"})
+    assert list(Trace(path).done) == ["search/0", "search/1"]
+    assert path.read_text().endswith('{"trial": "search/0"}\n{"trial": "search/1"}\n')
+
+
+def test_a_trace_of_one_line_cut_off_is_empty(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"trial": "sea')
+    assert Trace(path).done == {}
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("damage", [b'{"trial": "retr', b"\xff", b"", b"7", b'{"seed": 1}', b'{"trial": 1}'])
+def test_a_damaged_line_that_no_kill_leaves_is_told_and_kept(tmp_path, damage: bytes):
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(content := b'{"trial": "search/0"}\n' + damage + b'\n{"trial": "search/1"}\n')
+    with pytest.raises(InputError, match=r"line 2 = .*is not a finished trial; delete the line") as caught:
+        Trace(path)
+    assert caught.value.where == str(path)
+    assert path.read_bytes() == content
+
+
+def test_a_finished_trial_is_on_disk_before_the_next_one(tmp_path, monkeypatch):
+    path, synced = tmp_path / "trace.jsonl", []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.read_text()))
+    trace = Trace(path)
+    for name in ("search/0", "search/1"):
+        trace.add({"trial": name})
+    assert synced == ['{"trial": "search/0"}\n', '{"trial": "search/0"}\n{"trial": "search/1"}\n']
 
 
 def test_a_search_cannot_read_test(encoded):

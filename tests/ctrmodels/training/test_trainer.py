@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from ctrmodels import metrics
+from ctrmodels import metrics, ranks
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.planted import planted_pairs
 from ctrmodels.training import TrainConfig, fit, predict, run_trials, seed_everything
+from ctrmodels.training.checkpoint import Checkpoint
+from ctrmodels.training.parallel import default_workers
+from ctrmodels.training.trainer import Trainer
 from ctrmodels.zoo import AutoDeepFM
 
 LOG = planted_pairs(0, rows=16_000)
@@ -87,6 +91,42 @@ def _square(x: int) -> int:
 def test_trials_return_in_order_whatever_ends_first():
     arguments = [{"x": x} for x in range(5)]
     assert run_trials(_square, arguments, workers=1) == run_trials(_square, arguments, workers=2) == [0, 1, 4, 9, 16]
+
+
+def _noted(folder: Path, number: int) -> None:
+    (folder / str(number)).touch()
+    time.sleep(0.2)
+    if number == 0:
+        raise FloatingPointError("diverged")
+
+
+def test_trials_that_wait_are_not_begun_when_one_has_failed(tmp_path):
+    """Two run at once, and the pool hands out up to two ahead."""
+    with pytest.raises(FloatingPointError, match="diverged"):
+        run_trials(_noted, [{"folder": tmp_path, "number": n} for n in range(20)], workers=2)
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_trials_do_not_share_a_gpu(monkeypatch):
+    monkeypatch.delenv("CTRMODELS_WORKERS", raising=False)
+    assert default_workers() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_workers() == 1
+    monkeypatch.setenv("CTRMODELS_WORKERS", "3")
+    assert default_workers() == 3
+
+
+def test_a_schedule_needs_the_number_of_steps():
+    model = AutoDeepFM(LOG.schema, ArchSpec.dense(LOG.schema, 4), "click", hidden=(8,))
+    trainer = Trainer(model, replace(CONFIG, schedule="cosine"))
+    with pytest.raises(ValueError, match="number of steps"):
+        trainer.step(TRAIN.take(slice(0, 100)))
+
+
+def test_a_checkpoint_of_one_of_several_ranks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    with pytest.raises(ValueError, match="one of 2 ranks"):
+        Checkpoint(tmp_path / "state.safetensors").load_of({})
 
 
 def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):

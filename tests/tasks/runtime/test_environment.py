@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
-from tasks.runtime import summary
+import pytest
+
+from tasks.runtime import run, summary
 from tasks.runtime.environment import embedded, pools
 
 
@@ -45,6 +48,22 @@ def test_every_pool_has_a_slot() -> None:
     assert set(pools()) == {"git", "spark", "gpu"}
     assert all(pool["slots"] >= 1 and pool["description"] for pool in pools().values())
     assert pools()["git"]["slots"] == 1
+    assert pools()["gpu"]["slots"] == 1  # nothing here gives stages side by side a GPU each
+
+
+def test_outputs_that_cannot_be_replaced_leave_the_lock_as_it_was(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dvc checkout` fails where it would lose an output that no cache has."""
+    for before in ("stages: {}\n", None):
+        file = tmp_path / "dvc.lock"
+        file.unlink(missing_ok=True) if before is None else file.write_text(before)
+        for status, whole in ((255, False), (0, True)):
+            done = subprocess.CompletedProcess(["dvc"], status)
+            monkeypatch.setattr(run.subprocess, "run", lambda *_, done=done, **__: done)
+            assert run._checked_out(tmp_path, "stages: {a: {}}\n") == whole
+            expected = "stages: {a: {}}\n" if whole else before
+            assert (file.read_text() if file.exists() else None) == expected
+        assert [f.name for f in tmp_path.iterdir()] == ["dvc.lock"]
 
 
 def test_the_summary_shows_leaderboards_test_metrics_and_the_report(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from ctrmodels.errors import InputError
 from tasks.runtime import revision
+from tasks.runtime.failures import StageRefused
 from tests.support.fake_project import FakeProject
 
 
@@ -80,6 +82,43 @@ def test_unchanged_since_sees_every_edit(project: FakeProject) -> None:
     assert not revision.unchanged_since(project.path, commit, {})
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_begin_pins_the_incumbent_by_its_bytes_and_a_new_file_makes_a_new_revision(
+        project: FakeProject, tmp_path: Path, relative: bool) -> None:
+    path = (project.path if relative else tmp_path) / "in_service.json"
+    path.write_bytes(b'{"spec": "yesterday\'s"}\r\n')
+    project.set("tune_fusion", "incumbent", path.name if relative else str(path))
+    before = (project.path / "params.yaml").read_text()
+    commit = revision.begin(project.path, "run", {})
+    pinned = revision.params(project.path, commit)["tune_fusion"]
+    assert pinned["incumbent_digest"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert pinned["incumbent"] == (path.name if relative else str(path))
+    assert (project.path / "params.yaml").read_text() == before
+    assert revision.unchanged_since(project.path, commit, {})
+    path.write_bytes(b'{"spec": "today\'s"}')
+    assert not revision.unchanged_since(project.path, commit, {})
+    project.set("tune_fusion", "incumbent_digest", "of the user")
+    own = revision.begin(project.path, "own", {})
+    assert revision.params(project.path, own)["tune_fusion"]["incumbent_digest"] == "of the user"
+
+
+@pytest.mark.parametrize(("name", "problem"), [
+    ("absent.json", r"not a readable fusion \(FileNotFoundError\); give the fusion.json that is in service, or null"),
+    ("dags", r"not a readable fusion \(IsADirectoryError\); give the fusion.json that is in service, or null"),
+    ("outputs/fusion.json", "outside the checkout, or ignored by Git.*; give an absolute path"),
+    ("../fusion.json", "outside the checkout, or ignored by Git.*; give an absolute path"),
+])
+def test_begin_refuses_an_incumbent_that_the_stage_could_not_read(
+        project: FakeProject, name: str, problem: str) -> None:
+    (project.path / "outputs").mkdir()
+    for folder in (project.path / "outputs", project.path.parent):
+        (folder / "fusion.json").write_text("{}")
+    project.set("tune_fusion", "incumbent", name)
+    with pytest.raises(InputError, match=f"^params.yaml: tune_fusion.incumbent = '{name}': {problem}"):
+        revision.begin(project.path, "run", {})
+    assert project.git("branch", "--list", "runs/*") == ""
+
+
 def test_finish_puts_the_lock_on_top_and_can_be_repeated(project: FakeProject) -> None:
     commit = revision.begin(project.path, "run", {})
     for _ in range(2):
@@ -89,6 +128,12 @@ def test_finish_puts_the_lock_on_top_and_can_be_repeated(project: FakeProject) -
     lock = yaml.safe_load(project.git("show", f"{final}:dvc.lock"))
     assert lock == {"schema": "2.0", "stages": {"a": {"cmd": "x"}, "b@k": {"cmd": "y"}}}
     assert not (project.path / "dvc.lock").exists()
+
+
+def test_a_stage_without_outputs_is_named_and_not_tried_again() -> None:
+    """XCom gives None for a task that was marked as success."""
+    with pytest.raises(StageRefused, match=r"marked as success .* clear it.* those of a, b@k"):
+        revision.merge([{"b@k": {"cmd": "y"}}, None, {"a": {"cmd": "x"}}])
 
 
 def test_branches_are_valid_names_and_differ_between_runs(project: FakeProject) -> None:

@@ -287,6 +287,17 @@ def test_a_path_that_holds_a_password_is_not_in_the_config(tmp_path: Path) -> No
     assert CANARY not in json.dumps(tracking._config(config.parse(raw, "test"), "search_embedding"))
 
 
+@pytest.mark.parametrize("incumbent", [f"/home/{CANARY}/fusion.json", None])
+def test_of_the_incumbent_the_config_shows_only_whether_there_is_one(incumbent: str | None) -> None:
+    raw = config.load(REPOSITORY / "params.yaml").model_dump(mode="json", by_alias=True)
+    raw["tune_fusion"] |= {"incumbent": incumbent, "incumbent_digest": CANARY}
+    shown = tracking._config(config.parse(raw, "test"), "tune_fusion")
+    assert CANARY not in json.dumps(shown)
+    assert shown["tune_fusion"]["incumbent"] is (incumbent is not None)
+    assert "incumbent_digest" not in shown["tune_fusion"]
+    assert shown["tune_fusion"]["trials"] == raw["tune_fusion"]["trials"]
+
+
 def test_the_wandb_report_compares_the_runs_of_this_run_only(monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb_workspaces.reports.v2.interface as interface
 

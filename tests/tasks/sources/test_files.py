@@ -88,6 +88,14 @@ def test_side_tables_that_do_not_fit(tmp_path: Path, spark: SparkSession, text: 
         rows(spark, description, tmp_path)
 
 
+def test_a_side_table_that_is_not_there_is_told_by_its_own_key(tmp_path: Path) -> None:
+    pd.DataFrame({"user": [1]}).to_parquet(tmp_path / "log.parquet")
+    description = described(tmp_path / "log.parquet", join=[{"path": str(tmp_path / "users.csv"), "key": "user"}])
+    for read in (files.digest, files.size):
+        with pytest.raises(InputError, match=r"data\.files\.join = '.*users\.csv'.*no such file"):
+            read(description)
+
+
 def test_relative_path_starts_at_the_data_folder(tmp_path: Path, spark: SparkSession,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     parquet(tmp_path / "logs" / "a.parquet", log(4))
