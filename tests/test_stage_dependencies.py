@@ -1,4 +1,4 @@
-"""What a stage imports is what it depends on in dvc.yaml, so that changes of code neither go unnoticed nor cost too much."""
+"""What a stage imports is what it depends on in dvc.yaml: changes of code neither go unnoticed nor cost too much."""
 
 from __future__ import annotations
 
