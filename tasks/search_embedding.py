@@ -48,12 +48,12 @@ def run(stage: Stage) -> None:
     assert stage.key is not None
     host = host_of(stage.params, "search_embedding")
     data, candidates = run_method(stage, method_of(stage.key, stage.params), host)
-    widths = {c.name: id_widths(ArchSpec.load(stage.out / c.spec), data.schema)
+    widths = {c.name: id_widths(ArchSpec.load(stage.out / c.best_spec()), data.schema)
               for c in candidates if c.spec and c.kind != "control"}
     if widths:
         stage.figure(width_by_frequency(widths, data))
         stage.figure(width_by_field(widths, data.schema))
-    specs = {c.name: ArchSpec.load(stage.out / c.spec) for c in candidates if c.spec and c.kind == "searched"}
+    specs = {c.name: ArchSpec.load(stage.out / c.best_spec()) for c in candidates if c.spec and c.kind == "searched"}
     graphs = {name: spec for name, spec in specs.items() if isinstance(spec.alloc, CentralResidual)}
     if graphs:
         stage.figure(envelopes(graphs, data, host))

@@ -68,8 +68,8 @@ def run(stage: Stage) -> None:
         if c.kind != "baseline":
             stage.metric(f"{c.name}.interactions", c.interactions)
         if c.kind in ("searched", "rule") and c.spec:
-            by_seed = [ArchSpec.load(stage.scratch / "specs" / str(seed) / c.name) for seed in c.seeds]
-            for figure in found_figures(c.name, ArchSpec.load(stage.out / c.spec), by_seed):
+            by_seed = [ArchSpec.load(stage.out / c.spec / str(seed)) for seed in c.seeds]
+            for figure in found_figures(c.name, ArchSpec.load(stage.out / c.best_spec()), by_seed):
                 stage.figure(figure)
             if c.kind == "searched" and len(by_seed) > 1 and c.interactions:
                 searched[c.name] = by_seed

@@ -100,7 +100,7 @@ def select(stage: Stage, section: SearchStage, embedding: ArchSpec | None = None
                          "raise the budget or search smaller models") from error
     method = next(m for m, c in found if c is choice.candidate)
     assert choice.candidate.spec is not None
-    spec = ArchSpec.load(stage.input(section, method) / choice.candidate.spec)
+    spec = ArchSpec.load(stage.input(section, method) / choice.candidate.best_spec(own.metric))
     if embedding is not None:
         spec = replace(merge(embedding, spec), cost=spec.cost, result=spec.result)
     spec.save(stage.out / "spec")

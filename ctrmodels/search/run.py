@@ -16,6 +16,7 @@ import numpy as np
 from ctrmodels.archspec import ArchSpec, Cost
 from ctrmodels.data.dataset import Dataset
 from ctrmodels.errors import InputError
+from ctrmodels.metrics import HIGHER_IS_BETTER
 from ctrmodels.search.base import Host, SearchMethod, SearchRows
 from ctrmodels.search.controls import random_control
 from ctrmodels.search.trial import retrain
@@ -38,7 +39,7 @@ class Candidate:
         costs: cost per seed.
         steps: optimiser steps of the search alone, mean over the seeds.
         retrain_steps: optimiser steps of its retraining, mean over the seeds.
-        spec: folder of the best seed's ArchSpec, relative to the outcome's; ``None`` for random controls.
+        spec: folder of every seed's ArchSpec, relative to the outcome's; ``None`` for random controls.
         interactions: of its ArchSpec, groups included, mean over the seeds; 0 where it does not speak of them.
     """
 
@@ -51,6 +52,11 @@ class Candidate:
     retrain_steps: float
     spec: str | None
     interactions: float = 0.0
+
+    def best_spec(self, metric: str = "auc") -> str:
+        """Folder of the ArchSpec of the seed that ``metric`` likes best, relative to the outcome's."""
+        values = np.array(self.valid[metric]) * (1 if HIGHER_IS_BETTER[metric] else -1)
+        return f"{self.spec}/{self.seeds[int(values.argmax())]}"
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -150,7 +156,7 @@ def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[
                workers: int | None = None, checkpoint_steps: int = 1000) -> tuple[list[Candidate], dict[str, float]]:
     """Search and judge ``method`` over ``seeds``.
 
-    Writes ``trace.jsonl``, ``candidates.json`` and ``specs/LEVEL/`` (the best seed's) into ``out``. What
+    Writes ``trace.jsonl``, ``candidates.json`` and ``specs/LEVEL/SEED/`` into ``out``. What
     ``scratch`` holds of an interrupted run is not run again: finished trials, and of a trial in flight the steps up to
     its last checkpoint, of which there is one every ``checkpoint_steps``.
 
@@ -195,12 +201,10 @@ def run_search(method: SearchMethod, encoded: Path, host: Host, seeds: Sequence[
                 spec=None if random else f"specs/{level}",
                 interactions=float(np.mean([t["interactions"] for t in trials])))
             candidates.append(candidate)
-            if not random:
-                best = int(np.argmax(candidate.valid["auc"]))
-                spec = ArchSpec.load(scratch / f"specs/{seeds[best]}/{level}")
-                replace(spec, cost=candidate.costs[best],
-                        result={f"valid.{k}": v[best] for k, v in candidate.valid.items()}
-                        ).save(out / "specs" / level)
+            for i, seed in enumerate(() if random else seeds):
+                replace(ArchSpec.load(scratch / f"specs/{seed}/{level}"), cost=candidate.costs[i],
+                        result={f"valid.{k}": v[i] for k, v in candidate.valid.items()}
+                        ).save(out / "specs" / level / str(seed))
     trace.save(out / "trace.jsonl")
     (out / "candidates.json").write_text(
         json.dumps([c.document() for c in candidates], indent=1, sort_keys=True) + "\n")

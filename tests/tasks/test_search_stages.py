@@ -11,6 +11,7 @@ from ctrmodels.archspec import ArchSpec, FieldDimMask, ValueMask
 from ctrmodels.data import Schema
 from ctrmodels.data.planted import planted_interests, planted_widths
 from ctrmodels.errors import InputError
+from ctrmodels.search.run import Candidate
 from tasks import config, search_embedding, search_interaction, select_embedding, select_interaction
 from tasks.runtime import manifest
 from tasks.runtime.figure import Figure
@@ -36,6 +37,12 @@ def run(root: Path, name: str, module, key: str | None = None, raw: dict | None 
     stage = Stage(name, key, config.parse(raw or raw_params(), "params.yaml"), root)
     execute(stage, module.run)
     return stage.final
+
+
+def best(folder: Path, level: str) -> ArchSpec:
+    """Of a search's outcome: what it says of its best seed."""
+    candidates = map(Candidate.parse, json.loads((folder / "candidates.json").read_text()))
+    return ArchSpec.load(folder / next(c for c in candidates if c.name == level).best_spec())
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -69,12 +76,14 @@ def test_every_method_leaves_specs_candidates_trace_and_figures(workspace):
             for c in candidates:
                 assert len(c["valid"]["auc"]) == 2
                 if c["spec"]:
-                    ArchSpec.load(folder / c["spec"]).check(Schema.load(workspace / "outputs/encode/schema.json"))
+                    for seed in c["seeds"]:
+                        found = ArchSpec.load(folder / c["spec"] / str(seed))
+                        found.check(Schema.load(workspace / "outputs/encode/schema.json"))
             assert (folder / "trace.jsonl").stat().st_size
             assert list((folder / "figures").glob("*.json"))
     pep = workspace / "outputs/search_embedding/pep"
-    assert isinstance(ArchSpec.load(pep / "specs/pep-0.5").alloc, ValueMask)
-    assert isinstance(ArchSpec.load(workspace / "outputs/search_embedding/autodim/specs/autodim").alloc, FieldDimMask)
+    assert isinstance(best(pep, "pep-0.5").alloc, ValueMask)
+    assert isinstance(best(workspace / "outputs/search_embedding/autodim", "autodim").alloc, FieldDimMask)
 
 
 @pytest.mark.parametrize("key", [k for k in config.EMBEDDING_METHODS if k not in ("uniform", "autodim", "pep")])
@@ -97,7 +106,9 @@ def test_every_other_embedding_key_is_a_stage(key, tmp_path, monkeypatch):
     assert kinds in (["rule"] * len(kinds), ["searched", "random"])
     for c in candidates:
         if c["spec"]:
-            ArchSpec.load(folder / c["spec"]).check(Schema.load(tmp_path / "outputs/encode/schema.json"))
+            for seed in c["seeds"]:
+                found = ArchSpec.load(folder / c["spec"] / str(seed))
+                found.check(Schema.load(tmp_path / "outputs/encode/schema.json"))
     figures = {p.stem for p in (folder / "figures").glob("*.json")}
     assert {"training_curves", "width_by_frequency", "width_by_field"} <= figures
     assert ("envelopes" in figures) == (key == "res_embedding")
@@ -132,7 +143,7 @@ def test_autogroup_is_a_stage(workspace, monkeypatch):
     manifest.verify(folder)
     found, random = json.loads((folder / "candidates.json").read_text())
     assert (found["kind"], random["kind"]) == ("searched", "random")
-    groups = ArchSpec.load(folder / "specs/autogroup").groups
+    groups = best(folder, "autogroup").groups
     table = Figure.load(folder / "figures/kept_autogroup.json")
     assert len(table.values) == len(groups) > 0
     figures = {p.stem for p in (folder / "figures").glob("*.json")}
@@ -152,7 +163,7 @@ def test_autofeature_is_a_stage(workspace, monkeypatch):
     found, random = json.loads((folder / "candidates.json").read_text())
     assert (found["kind"], random["kind"]) == ("searched", "random")
     assert found["costs"] == random["costs"] and found["steps"] == pytest.approx(5 * (4 + 300 / 256 / 3))
-    networks = ArchSpec.load(folder / "specs/autofeature").interactions
+    networks = best(folder, "autofeature").interactions
     table = Figure.load(folder / "figures/kept_autofeature.json")
     assert len(table.values) == len(networks) > 0
     assert {line[2].split()[0] for line in table.values} == {"micronet"}
@@ -167,7 +178,7 @@ def test_quality_stands_against_flops_and_the_number_of_interactions_with_the_co
         assert {s.name for s in figure.series} == {"searched", "unsearched control", "random control of equal cost"}
     by_name = {s.name: s for s in shown["interactions"].series}
     assert list(by_name["unsearched control"].x) == [28]
-    found = ArchSpec.load(workspace / "outputs/search_interaction/autofis/specs/autofis").interactions
+    found = best(workspace / "outputs/search_interaction/autofis", "autofis").interactions
     assert by_name["searched"].x[0] == by_name["random control of equal cost"].x[0]
     metrics = json.loads((workspace / "outputs/search_interaction/autofis/metrics.json").read_text())
     assert metrics["autofis.interactions"] == by_name["searched"].x[0] > 0

@@ -13,7 +13,7 @@ from ctrmodels.data.planted import planted_pairs
 from ctrmodels.errors import InputError, RoleError
 from ctrmodels.search import AllPairs, AutoFIS, Host
 from ctrmodels.search import run as module
-from ctrmodels.search.run import Trace, run_search
+from ctrmodels.search.run import Candidate, Trace, run_search
 from ctrmodels.training import TrainConfig
 
 HOST = Host("click", dim=4, hidden=(), gate_init=0.6, train=TrainConfig(epochs=2, batch_size=500, learning_rate=5e-3))
@@ -41,9 +41,16 @@ def test_every_level_stands_beside_its_random_control(encoded, tmp_path):
     assert (found.kind, random.kind) == ("searched", "random")
     assert found.seeds == random.seeds == (0, 1)
     assert len(found.valid["auc"]) == 2
-    spec = ArchSpec.load(tmp_path / "out" / found.spec)
-    assert spec.cost in found.costs
-    assert spec.result["valid.auc"] == max(found.valid["auc"])
+    for metric, best in (("auc", max), ("logloss", min)):
+        spec = ArchSpec.load(tmp_path / "out" / found.best_spec(metric))
+        assert spec.cost in found.costs
+        assert spec.result[f"valid.{metric}"] == best(found.valid[metric])
+
+
+def test_the_best_seed_is_that_of_the_metric_that_chooses():
+    valid = {"auc": (0.7, 0.9, 0.8), "logloss": (0.1, 0.2, 0.3)}
+    found = Candidate("a", "searched", (3, 4, 5), valid, (), 0, 0, "specs/a")
+    assert (found.best_spec(), found.best_spec("logloss")) == ("specs/a/4", "specs/a/3")
 
 
 def test_a_control_has_no_random_control(encoded, tmp_path):
