@@ -80,7 +80,7 @@ def test_every_allocation_is_exported() -> None:
 
 @pytest.mark.parametrize(("name", "alloc"), [
     *SINGLE, *(slow_unless(name in QUICK, name, alloc) for name, alloc in MULTI), ("din", "mask"),
-    ("din", "per_bucket"), ("din", "field_dims"), ("din", "central"), ("mmoe", "central")])
+    *(slow_unless(False, "din", alloc) for alloc in ("per_bucket", "field_dims", "central")), ("mmoe", "central")])
 def test_onnx_scores_as_the_model_does(name: str, alloc: str, tmp_path: Path) -> None:
     model = build(name, alloc)
     export_onnx(model, SCHEMA, tmp_path / "export")
@@ -132,7 +132,8 @@ def test_every_regression_target_is_exported(target: str, tmp_path: Path) -> Non
     export_package(model, SCHEMA, tmp_path / "package")
 
 
-@pytest.mark.parametrize("name", ["autodeepfm", "autoipnn", "mmoe", slow_unless(False, "dupn")])
+@pytest.mark.parametrize("name", [slow_unless(name == "autodeepfm", name) for name in (
+    "autodeepfm", "autoipnn", "mmoe", "dupn")])
 def test_searched_interactions_are_exported(name: str, tmp_path: Path) -> None:
     """Of every operation and order, and groups, on embeddings of their own, in single- and multi-objective models."""
     model, rows = build(name, "uniform", grown=True), draw(700)
