@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Incumbent:
     """The order in service.
 
     Attributes:
-        name: ``equal weights``, or the file it comes from.
+        name: ``equal weights``, or the name of the file it comes from, whose folders are nobody's business.
         spec: the order.
     """
 
@@ -53,7 +54,7 @@ class Incumbent:
             raise InputError(path, "scores", absent[0], "is no score of this run",
                              "name the fusion.json of the same objectives, or leave tune_fusion.incumbent out")
         spec.check_models(table.models)
-        return cls(path, spec)
+        return cls(Path(path).name, spec)
 
     def fuse(self, table: ScoreTable) -> np.ndarray:
         """[N] its score of the rows."""
