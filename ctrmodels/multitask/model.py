@@ -25,7 +25,8 @@ from ctrmodels.multitask.losses import cross_entropy
 from ctrmodels.multitask.parts import Parts, Pass
 from ctrmodels.multitask.regression import LogTarget, Target
 from ctrmodels.multitask.spaces import ALL, joint_label, space_mask
-from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
+from ctrmodels.nn.encoder import Encoded, FeatureEncoder
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.nn.losses import masked_mean
 from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
 from ctrmodels.nn.towers import MLP

@@ -27,7 +27,8 @@ from ctrmodels.errors import InputError
 from ctrmodels.ltr.losses import PairWeight
 from ctrmodels.multitask.spaces import ALL, joint_label, known, space_mask
 from ctrmodels.multitask.weights import WeightPolicy
-from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.encoder import FeatureEncoder
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.nn.losses import masked_mean
 from ctrmodels.nn.towers import MLP
 

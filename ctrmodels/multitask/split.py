@@ -17,7 +17,8 @@ from ctrmodels.data.schema import Schema
 from ctrmodels.errors import InputError
 from ctrmodels.multitask.model import MultiObjectiveModel
 from ctrmodels.multitask.parts import SplitTrunk
-from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.encoder import FeatureEncoder
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.nn.interest import Steps
 from ctrmodels.nn.table import Layout
 

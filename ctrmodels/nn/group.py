@@ -202,7 +202,7 @@ class PowerSums(nn.Module):
 
 
 @dataclass(frozen=True)
-class Operand:
+class GroupOperand:
     """What the numbers of one part are computed from by the kernels.
 
     Attributes:
@@ -223,7 +223,8 @@ class Operand:
     part: PowerSums
 
 
-def operands(parts: Sequence[PowerSums], fields: Sequence[Tensor | ByRow], members: Sequence[Tensor]) -> list[Operand]:
+def operands(parts: Sequence[PowerSums], fields: Sequence[Tensor | ByRow], members: Sequence[Tensor]
+             ) -> list[GroupOperand]:
     """What the kernels compute ``parts`` from, each of its own fields and ``members`` [F, G]; rows are normalised for
     all of them at once."""
     vectors = _normalised({part: own for part, own in zip(parts, fields, strict=True) if isinstance(own, ByRow)})
@@ -231,9 +232,9 @@ def operands(parts: Sequence[PowerSums], fields: Sequence[Tensor | ByRow], membe
     for part, own, inside in zip(parts, fields, members, strict=True):
         weights = part.cells_now(inside)
         if isinstance(own, ByRow):
-            made.append(Operand(vectors[part], *weights, own.lookup, own.lookup.shape[0], part))
+            made.append(GroupOperand(vectors[part], *weights, own.lookup, own.lookup.shape[0], part))
         else:
-            made.append(Operand(part.norm(own.flatten(1)).view(-1, part.dim), *weights, None, len(own), part))
+            made.append(GroupOperand(part.norm(own.flatten(1)).view(-1, part.dim), *weights, None, len(own), part))
     return made
 
 
@@ -249,7 +250,7 @@ def _normalised(by_row: Mapping[PowerSums, ByRow]) -> dict[PowerSums, Tensor]:
     return {part: out for part, (out, _, _) in zip(parts, found, strict=True)}
 
 
-def written(flat: Tensor, column: int, operands: Sequence[Operand]) -> Tensor:
+def written(flat: Tensor, column: int, operands: Sequence[GroupOperand]) -> Tensor:
     """``flat`` [B, W] with the numbers of ``operands``, one after the other, in its columns from ``column`` on."""
     tensors = [t for o in operands for t in (o.vectors.contiguous(), o.inside.contiguous(), o.own)]
     return cast(Tensor, _PowerSums.apply(flat, column, operands, *tensors))
@@ -266,7 +267,8 @@ class _PowerSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, column: int, operands: Sequence[Operand], *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, flat: Tensor, column: int, operands: Sequence[GroupOperand], *tensors: Tensor | None
+                ) -> Tensor:
         ctx.kinds = []
         for operand, (vectors, inside, own) in zip(operands, _threes(tensors), strict=True):
             part, places = operand.part, None if operand.lookup is None else operand.lookup.places

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
-from ctrmodels.nn.encoder import Encoded, FeatureEncoder, WideHead
+from ctrmodels.nn.encoder import Encoded, FeatureEncoder
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.nn.interest import BY_MEAN, Attended
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
-from ctrmodels.nn.encoder import Encoded, WideHead
+from ctrmodels.nn.encoder import Encoded
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.nn.towers import MLP
 from ctrmodels.zoo.base import GatedModel
 

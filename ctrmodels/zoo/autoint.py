@@ -10,7 +10,8 @@ from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.attention import FieldAttention
 from ctrmodels.nn.embedding import FieldEmbedding
-from ctrmodels.nn.encoder import Encoded, FirstOrder
+from ctrmodels.nn.encoder import Encoded
+from ctrmodels.nn.heads import FirstOrder
 from ctrmodels.nn.towers import MLP
 from ctrmodels.zoo.base import CTRModel, without_interactions
 

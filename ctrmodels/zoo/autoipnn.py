@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
-from ctrmodels.nn.encoder import Encoded, ProductNorm
+from ctrmodels.nn.encoder import Encoded
+from ctrmodels.nn.heads import ProductNorm
 from ctrmodels.nn.towers import MLP
 from ctrmodels.zoo.base import GatedModel
 

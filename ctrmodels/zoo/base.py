@@ -14,7 +14,8 @@ from ctrmodels.archspec import ArchSpec, Cost
 from ctrmodels.data.dataset import Batch
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
-from ctrmodels.nn.encoder import Encoded, FeatureEncoder, FirstOrder
+from ctrmodels.nn.encoder import Encoded, FeatureEncoder
+from ctrmodels.nn.heads import FirstOrder
 from ctrmodels.nn.losses import known_cross_entropy
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
+from ctrmodels.nn.crossnet import CrossNet
 from ctrmodels.nn.embedding import FieldEmbedding
 from ctrmodels.nn.encoder import Encoded
-from ctrmodels.nn.interaction import CrossNet
 from ctrmodels.nn.towers import MLP
 from ctrmodels.zoo.base import CTRModel, without_interactions
 

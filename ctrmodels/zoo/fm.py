@@ -7,7 +7,8 @@ from torch import Tensor
 from ctrmodels.archspec import ArchSpec
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
-from ctrmodels.nn.encoder import Encoded, FirstOrder
+from ctrmodels.nn.encoder import Encoded
+from ctrmodels.nn.heads import FirstOrder
 from ctrmodels.nn.pair_sum import pair_inner_sum
 from ctrmodels.zoo.base import CTRModel, without_interactions
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ctrmodels.archspec import ArchSpec, all_pairs
 from ctrmodels.data.schema import Schema
 from ctrmodels.nn.embedding import FieldEmbedding
-from ctrmodels.nn.encoder import Encoded, FirstOrder
+from ctrmodels.nn.encoder import Encoded
+from ctrmodels.nn.heads import FirstOrder
 from ctrmodels.zoo.base import CTRModel, without_interactions
 
 

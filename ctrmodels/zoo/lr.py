@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ctrmodels.archspec import ArchSpec, PerField
 from ctrmodels.data.schema import Schema
-from ctrmodels.nn.encoder import Encoded, FirstOrder
+from ctrmodels.nn.encoder import Encoded
+from ctrmodels.nn.heads import FirstOrder
 from ctrmodels.zoo.base import CTRModel
 
 

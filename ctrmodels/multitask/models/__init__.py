@@ -27,7 +27,8 @@ from ctrmodels.multitask.one_score import ONE_SCORE, OneScoreModel, score_loss
 from ctrmodels.multitask.parts import ModelConfig, NoOptions, Parts, Site
 from ctrmodels.multitask.regression import Target, build_target
 from ctrmodels.multitask.requirements import attended
-from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.encoder import FeatureEncoder
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.nn.separate import SeparateEncoders, SeparateWide
 
 

@@ -30,7 +30,8 @@ from ctrmodels.multitask.models.dcrnn import CELLS, DCRNN, DCRNNOptions
 from ctrmodels.multitask.parts import Parts
 from ctrmodels.multitask.train import train
 from ctrmodels.nn.dropout import Dropout
-from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.encoder import FeatureEncoder
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.training import TrainConfig, predict, seed_everything
 
 TRAIN, TEST, FIELDS, VALUES, DIM = 18_000, 6_000, 16, 10, 6

@@ -31,7 +31,8 @@ from ctrmodels.errors import InputError
 from ctrmodels.multitask import Chain, ModelConfig, MultiObjectiveModel, build_model
 from ctrmodels.multitask.models.nmtr import Behaviour, Carry, NMTROptions, UserItem, cascade
 from ctrmodels.multitask.parts import Parts
-from ctrmodels.nn.encoder import FeatureEncoder, WideHead
+from ctrmodels.nn.encoder import FeatureEncoder
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.training import TrainConfig, fit, predict, seed_everything
 
 USERS, ITEMS, LATENT, VIEWED, NEXT, NEGATIVES, WIDTH = 400, 200, 6, 0.12, 0.35, 4, 16

@@ -9,7 +9,8 @@ import torch
 from ctrmodels.archspec import ArchSpec, FieldDimMask, PerBucket, Uniform, ValueMask
 from ctrmodels.data import Batch, Field, Objective, Schema
 from ctrmodels.nn.embedding import FieldEmbedding, PerBucketEmbedding, PerFieldEmbedding, UniformEmbedding
-from ctrmodels.nn.encoder import FeatureEncoder, WideHead, build_embedding
+from ctrmodels.nn.encoder import FeatureEncoder, build_embedding
+from ctrmodels.nn.heads import WideHead
 from ctrmodels.nn.table import Layout
 
 SCHEMA = Schema(

@@ -7,10 +7,9 @@ import torch
 
 from ctrmodels.archspec import Interaction
 from ctrmodels.native import kernels
-from ctrmodels.nn import interaction
 from ctrmodels.nn.embedding import INIT_SD
-from ctrmodels.nn.encoder import ProductNorm
-from ctrmodels.nn.interaction import Interacting, Products
+from ctrmodels.nn.heads import ProductNorm
+from ctrmodels.nn.products import Interacting, Products
 
 B, M = 500, 7
 FOUND = [Interaction(tuple(range(2 + m % 3))) for m in range(M)]
@@ -34,7 +33,7 @@ def test_gated_without_a_product_written_down_is_normalised_then_multiplied(monk
     for compiled in (True, False):
         norm = ProductNorm(MIXED)
         if not compiled:
-            monkeypatch.setattr(interaction, "kernels", lambda *_: None)
+            monkeypatch.setattr("ctrmodels.nn.products.kernels", lambda *_: None)
         out = norm.gated(Interacting(products, fields), gates)
         found.append([out, *torch.autograd.grad(out, leaves, g), norm.running_mean, norm.running_var])
     for mine, theirs in zip(*found, strict=True):
@@ -46,7 +45,7 @@ def test_gated_without_a_product_written_down_is_normalised_then_multiplied(monk
 def test_the_precision_of_the_training_is_not_theirs(outputs, compiled, monkeypatch):
     """Of one output or several, with kernels or without: what gates add up is the same under autocast."""
     if not compiled:
-        monkeypatch.setattr(interaction, "kernels", lambda *_: None)
+        monkeypatch.setattr("ctrmodels.nn.products.kernels", lambda *_: None)
     torch.manual_seed(0)
     fields = {name: torch.randn(B, 6, width) for name, width in (("", 4), ("other", 5))}
     products, gates = Products(MIXED, 6, {"": 4, "other": 5}), torch.randn(len(MIXED), outputs)

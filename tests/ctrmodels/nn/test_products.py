@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ctrmodels.archspec import Interaction
-from ctrmodels.nn.interaction import OuterProducts, Products, ScalarKernels, VectorKernels
+from ctrmodels.nn.operations import OuterProducts, ScalarKernels, VectorKernels
+from ctrmodels.nn.products import Products
 
 B, F, D = 5, 6, 4
 FIELDS = {"": torch.randn(B, F, D, generator=torch.Generator().manual_seed(0)),

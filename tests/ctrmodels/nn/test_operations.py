@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ctrmodels import native
 from ctrmodels.archspec import Interaction
-from ctrmodels.nn import interaction
-from ctrmodels.nn.interaction import OuterProducts, Products, common_prefixes
+from ctrmodels.nn import operations
+from ctrmodels.nn.operations import OuterProducts, common_prefixes
+from ctrmodels.nn.products import Products
 
 F, D, B = 6, 5, 7
 OPS = ("inner", "scalar_kernel", "vector_kernel", "outer")
@@ -21,9 +22,9 @@ OPS = ("inner", "scalar_kernel", "vector_kernel", "outer")
 @pytest.fixture(params=["compiled", "torch"])
 def _either(request, monkeypatch):
     """The compiled kernels, and what stands in for them; both in chunks of few rows."""
-    monkeypatch.setattr(interaction, "CHUNK", 64)
+    monkeypatch.setattr(operations, "CHUNK", 64)
     if request.param == "torch":
-        monkeypatch.setattr(interaction, "kernels", lambda *_: None)
+        monkeypatch.setattr("ctrmodels.nn.products.kernels", lambda *_: None)
     elif native.kernels(torch.empty(0)) is None:
         pytest.skip("no C++ compiler")
 
