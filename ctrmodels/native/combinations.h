@@ -152,7 +152,8 @@ struct Tiles {
   // Of the first b rows.
   Tiles(const Combinations& of_, int64_t b_)
       : of(of_), b(b_), tiles((b + kLanes - 1) / kLanes),
-        parts(std::clamp<int64_t>(b * of.m * of.d / (64 * kGrain), 1, std::clamp<int64_t>(tiles, 1, 16))) {}
+        // To bring the fields of a row side by side takes as long as some combinations, however few there are.
+        parts(std::clamp<int64_t>(b * (of.f + of.m) * of.d / (16 * kGrain), 1, std::clamp<int64_t>(tiles, 1, 16))) {}
 
   // The rows, and parts of them, that others have, for other combinations of the same fields.
   Tiles(const Combinations& of_, const Tiles& others) : of(of_), b(others.b), tiles(others.tiles), parts(others.parts) {}

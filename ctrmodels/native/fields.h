@@ -15,6 +15,9 @@
 
 namespace {
 
+// Look-ups whose vectors are fetched ahead: of a tile's rows, and where what they give is added.
+constexpr int64_t kAheadLookUps = 6, kAheadTargets = 16;
+
 // Of B rows, F fields of D values each. Without places, fields [B, F, D] has them row after row, `stride` apart. With
 // places int32 [B, L], fields [U, F / L, D] are vectors, and each of a row's L look-ups has one of them.
 struct Fields {
@@ -58,8 +61,11 @@ struct Fields {
       x.load(room.data(), of_row(), count(first));
       return;
     }
-    for (int64_t c = 0; c < look_ups; ++c)
+    for (int64_t c = 0; c < look_ups; ++c) {
+      if (places && c + kAheadLookUps < look_ups)
+        for (int64_t r = 0; r < count(first); ++r) __builtin_prefetch(at(first + r, c + kAheadLookUps), 0, 3);
       x.load([=, this](int64_t r) { return at(first + r, c); }, c * n, n, count(first));
+    }
   }
 
   // These, row after row; each field takes up `wide` values, of which those behind its own are zero, as are rows that are
@@ -145,9 +151,13 @@ class FieldGradients {
     const std::array<float*, 2> to = {sum + part * step, out};
     const int32_t *places = of.places + first * of.look_ups, n = of.count(first) * of.look_ups;
     const float* from = room.data();
-    for (int64_t i = 0; i < n; ++i) {
+    const auto target = [&](int64_t i) {
       const int32_t at = turn[places[i]], single = at >> 31;
-      float* into = to[-single] + static_cast<int64_t>(at ^ single) * width;
+      return to[-single] + static_cast<int64_t>(at ^ single) * width;
+    };
+    for (int64_t i = 0; i < n; ++i) {
+      if (i + kAheadTargets < n) __builtin_prefetch(target(i + kAheadTargets), 1, 3);
+      float* into = target(i);
       if (width % kLanes == 0)
         for (int64_t j = 0; j < width; j += kLanes, from += kLanes) lanes_at(into + j) += lanes_at(from);
       else
