@@ -223,6 +223,7 @@ class GroupPowers {
       std::vector<float> alone(of_.f * kRows);
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t first = tile * kRows, rows = std::min(kRows, of_.b - first);
+        of_.fetch<false>(of_.vectors, first + kRows, kRows, {0, of_.f});
         for (int64_t part = 0; part < parts_; ++part) {
           gather(first, part, {0, of_.f}, x.data());
           for (int64_t j = 0; j < g_; ++j) {
