@@ -48,10 +48,6 @@ class Batch:
         """The same rows on ``device``."""
         return self.each(lambda column: column.to(device))
 
-    def first(self, n: int) -> Batch:
-        """The first ``n`` rows."""
-        return self.each(lambda column: column[:n])
-
     def select(self, index: Tensor) -> Batch:
         """Rows ``index``, integers [n], in that order."""
         columns = [self.ids, self.numeric, *self.sequences.values(), self.labels, self.position]

@@ -162,6 +162,9 @@ class Layout(nn.Module):
         schema: the log.
         fields: positions of the fields to look up, among id fields and then sequences; all by default.
         starts: where each field's ids begin in the table; by default all id spaces lie end to end.
+
+    Attributes:
+        keeps: whether a batch that comes twice in turn is looked up once, whose ids are then kept until the next one.
     """
 
     starts: Tensor
@@ -177,6 +180,8 @@ class Layout(nn.Module):
         self.sequences = [(f.name, starts[f.name]) for i, f in enumerate(schema.sequence_fields, n_ids)
                           if i in chosen]
         self.n_fields = len(chosen)
+        self.keeps = False
+        self._last: tuple[Tensor, Lookup] | None = None
         self.all_ids = columns == list(range(n_ids))
         self.register_buffer("columns", torch.tensor(columns, dtype=torch.long), persistent=False)
         self.register_buffer("starts", torch.tensor([starts[schema.id_fields[i].name] for i in columns],
@@ -186,6 +191,13 @@ class Layout(nn.Module):
         """The look-ups, field after field within a row; padded where a model is exported."""
         if torch.compiler.is_exporting():
             return self.padded(batch)
+        if self._last is not None and self._last[0] is batch.ids:
+            return self._last[1]
+        found = self._lookup(batch)
+        self._last = (batch.ids, found) if self.keeps else None
+        return found
+
+    def _lookup(self, batch: Batch) -> Lookup:
         rows, shape = self._rows(batch), (len(batch), self.n_fields)
         if not self.sequences:
             return Lookup(rows[0].flatten(), None, shape)

@@ -108,16 +108,14 @@ class AutoGroup(Section):
         temperature: of their softmax; far below 1 few of them learn from a batch.
         lambda_c: how much of the fields' own powers is taken away from the power of their sum.
         compensation: of which fields: the members, as in the paper's formula; or all, as in the published code.
-        share: of a batch's rows, that memberships learn from; 1 = all of them, as published.
     """
 
     groups: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (4, 16, 16)
     dims: tuple[Annotated[int, Field(ge=1)], ...] = (8, 8)
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    learning_rate: Annotated[float, Field(gt=0)] = 0.03
     temperature: Annotated[float, Field(gt=0)] = 1.0
     lambda_c: Annotated[float, Field(ge=0, le=1)] = 1.0
     compensation: Literal["formula", "code"] = "formula"
-    share: Annotated[float, Field(gt=0, le=1)] = 0.25
     epochs: Annotated[int, Field(ge=1)] = 6
 
     @model_validator(mode="after")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,9 +26,8 @@ class AutoGroup:
 
     "AutoGroup: Automatic Feature Grouping for Modelling Explicit High-Order Feature Interactions in CTR Prediction",
     SIGIR 2020. Every batch is used twice: the weights take a step with the memberships as they are, without noise, then
-    the memberships take one with noise, of which all rows have the same draw: a part of them, ``share``, tells them
-    nearly as much, which is ours. A field is a member at the end where its logit of being in is the larger one. Groups
-    in which nothing interacts (of a single field, from order 2 on) and repeated ones are left out.
+    the memberships take one with noise. A field is a member at the end where its logit of being in is the larger one.
+    Groups in which nothing interacts (of a single field, from order 2 on) and repeated ones are left out.
 
     Adam moves a logit by about ``learning_rate`` whatever its gradient is. Far above 1, as in the published settings
     (10 to 10,000), a single step outweighs the noise, and memberships flip with the sign of the last gradients. The
@@ -42,20 +40,18 @@ class AutoGroup:
         learning_rate: of Adam on the memberships' logits.
         temperature: of their softmax.
         lambda_c, compensation: see :class:`~ctrmodels.archspec.Group`.
-        share: of a batch's rows, that its memberships learn from.
         epochs: passes over the rows.
 
     Raises:
-        ValueError: there is no group, not one width per order from 2 on, or no row to learn memberships from.
+        ValueError: there is no group, or not one width per order from 2 on.
     """
 
     groups: tuple[int, ...] = (4, 16, 16)
     dims: tuple[int, ...] = (8, 8)
-    learning_rate: float = 0.01
+    learning_rate: float = 0.03
     temperature: float = 1.0
     lambda_c: float = 1.0
     compensation: Compensation = "formula"
-    share: float = 0.25
     epochs: int = 6
 
     name: ClassVar[str] = "autogroup"
@@ -67,8 +63,6 @@ class AutoGroup:
             raise ValueError(f"{self.groups} groups per order: there must be one at least")
         if len(self.dims) != len(self.groups) - 1 or min(self.dims, default=1) < 1:
             raise ValueError(f"widths {self.dims} for {len(self.groups)} orders: every order from 2 on needs one")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"a share of {self.share}: memberships need a part of every batch to learn from")
 
     def build(self, rows: SearchRows, host: Host) -> CTRModel:
         """The host with all groups, each of all fields."""
@@ -87,6 +81,7 @@ class AutoGroup:
         config = host.train
         network = self.build(rows, host)
         groups = network.encoder.groups
+        network.encoder.layout.keeps = True
         memberships = groups.relax(self.temperature)
         logits = [memberships.logits]
         trainer = Trainer(network, config, Optimisers.of(
@@ -99,8 +94,8 @@ class AutoGroup:
         found = progress.found
         for epoch in progress.epochs(self.epochs):
             for step in progress.steps(train):
-                with drawn(memberships):  # rows are in random order, so that the first ones are a random part
-                    set_gradients(logits, trainer, step.batch.first(math.ceil(self.share * len(step.batch))))
+                with drawn(memberships):
+                    set_gradients(logits, trainer, step.batch)
                 architecture.step()
                 found.steps += 1
             found.trace.append({"epoch": epoch, "members": {

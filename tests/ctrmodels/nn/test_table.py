@@ -97,3 +97,12 @@ def test_look_ups_in_the_batchs_own_rows_are_the_same_look_ups(compiled: bool, r
 def test_tables_of_a_network_are_found() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), Table(3, 2))
     assert [t.weight.shape for t in tables(network)] == [(3, 2)]
+
+
+def test_a_batch_that_comes_twice_is_looked_up_once_where_that_is_asked_for() -> None:
+    layout, first, other = Layout(SCHEMA), batch(), batch()
+    assert layout(first) is not layout(first)
+    layout.keeps = True
+    kept = layout(first)
+    assert layout(first.to("cpu")) is kept  # the same columns in another batch
+    assert layout(other) is not kept and layout(first) is not kept
