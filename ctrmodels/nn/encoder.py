@@ -184,8 +184,10 @@ class FeatureEncoder(nn.Module):
     def _by_row(self, batch: Batch, lookup: Lookup) -> dict[str, ByRow]:
         """What interactions and groups read of a training batch by row, where the kernels apply and rows are not
         transformed. The network's own fields are looked up for the MLP anyway, so that to write them for interactions
-        alone is quicker."""
+        alone is quicker; laid out from rows, they have the room in which groups write."""
         names = self.groups.tables | {name for name in self.products.tables if name != MAIN}
+        if self.groups.width:
+            names.add(MAIN)
         one_pass = self.training and names and in_one_pass(lookup, batch.numeric) is not None
         if not one_pass or ranks.count() > 1:
             return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,10 +24,10 @@ SPEC = ArchSpec.of(
     groups=(Group((0, 5), 2), Group((1, 4, 7), 3, "groups")))
 
 
-def trained(model: type, **settings: float) -> list[Tensor]:
+def trained(model: type, spec: ArchSpec = SPEC, **settings: float) -> list[Tensor]:
     """Loss and gradients of one batch."""
     torch.manual_seed(0)
-    network = model(LOG.schema, SPEC, "click", hidden=(8,), **settings)
+    network = model(LOG.schema, spec, "click", hidden=(8,), **settings)
     with torch.no_grad():
         for table in (network.encoder.embedding, *network.encoder.tables.values()):
             table.table.weight.mul_(30)
@@ -44,12 +46,13 @@ def test_the_penalty_is_not_rounded() -> None:
     assert torch.equal(*penalties)
 
 
+@pytest.mark.parametrize("groups", [SPEC.groups, SPEC.groups[1:]], ids=["of both tables", "of another table"])
 @pytest.mark.parametrize("l2", [0.0, 0.1])
 @pytest.mark.parametrize("model", [AutoDeepFM, AutoIPNN])
-def test_by_row_is_by_look_up(monkeypatch, model: type, l2: float) -> None:
+def test_by_row_is_by_look_up(monkeypatch, model: type, l2: float, groups: tuple[Group, ...]) -> None:
     """Gated products of all functions and orders, products that are written down, groups and the penalty, of the
-    network's own embedding and of others."""
-    read = []
+    network's own embedding and of others. Its own is read by row whether a group reads it or not."""
+    read, spec = [], replace(SPEC, groups=groups)
     by_row = FeatureEncoder._by_row
 
     def counted(self, batch, lookup):
@@ -58,13 +61,13 @@ def test_by_row_is_by_look_up(monkeypatch, model: type, l2: float) -> None:
         return found
 
     monkeypatch.setattr(FeatureEncoder, "_by_row", counted)
-    mine = trained(model, l2=l2)
+    mine = trained(model, spec, l2=l2)
     assert read == [{"", "products", "groups"}], "nothing was read by row: is there a C++ compiler?"
     monkeypatch.setattr(FeatureEncoder, "_by_row", lambda *_: {})
-    for ours, theirs in zip(mine, trained(model, l2=l2), strict=True):
+    for ours, theirs in zip(mine, trained(model, spec, l2=l2), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
     if l2:
-        without, _, *_ = trained(model)
+        without, _, *_ = trained(model, spec)
         assert mine[0] > without * 1.01, "the penalty counts"
 
 
