@@ -102,7 +102,7 @@ class AutoGroup(Section):
     """AutoGroup (SIGIR 2020): groups of fields, each raised to its order's power, by straight-through memberships.
 
     Attributes:
-        groups: number of groups of every order from 1 on; those of order 1 are sums of what the MLP reads anyway.
+        groups: number of groups of every order from 1 on.
         dims: width of the embedding that each order from 2 on has of its own.
         learning_rate: of Adam on the memberships; far above 1 they flip with the sign of the last gradients.
         temperature: of their softmax; far below 1 few of them learn from a batch.
@@ -110,7 +110,7 @@ class AutoGroup(Section):
         compensation: of which fields: the members, as in the paper's formula; or all, as in the published code.
     """
 
-    groups: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 16, 16)
+    groups: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (4, 16, 16)
     dims: tuple[Annotated[int, Field(ge=1)], ...] = (8, 8)
     learning_rate: Annotated[float, Field(gt=0)] = 0.03
     temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -34,9 +34,6 @@ class AutoGroup:
     softmax has a gradient only where noise and logits come within about ``temperature`` of a tie: at the published 0.1
     and 0.01 few memberships learn from a batch (planted triples: found on 2 of 5 logs at 0.1, on 4 at 1).
 
-    A group of order 1 is a linear map of its members' embeddings. The paper's MLP reads nothing but groups and needs
-    some; that of the hosts here reads all embeddings, so that by default there are none.
-
     Attributes:
         groups: number of groups of every order from 1 on; 0 for an order that is not wanted.
         dims: width of the embedding that each order from 2 on has of its own; groups of order 1 read the network's.
@@ -49,7 +46,7 @@ class AutoGroup:
         ValueError: there is no group, or not one width per order from 2 on.
     """
 
-    groups: tuple[int, ...] = (0, 16, 16)
+    groups: tuple[int, ...] = (4, 16, 16)
     dims: tuple[int, ...] = (8, 8)
     learning_rate: float = 0.03
     temperature: float = 1.0

@@ -163,25 +163,6 @@ def test_groups_in_which_nothing_interacts_and_repeated_ones_are_left_out():
     assert SMALL.chosen(groups) == (Group((0, 1, 2), 3, "order3"), Group((1, 2), 2, "order2"), Group((3,), 1))
 
 
-def test_groups_of_order_one_are_an_affine_map_of_what_the_mlp_reads_beside_them():
-    """So that none is searched by default; what groups of higher orders give is not."""
-    log, rows = small()
-    encoder = SMALL.build(rows, HOST).encoder
-    batch = log.roles["train"].take(slice(0, 1000))
-    encoder(batch)  # its normalisation has seen rows
-    flat = encoder.eval()(batch).flat.detach().double()
-    read, groups, _ = flat.tensor_split([encoder.plain_width, encoder.plain_width + encoder.groups.width], 1)
-    read = torch.cat([read, read.new_ones(len(read), 1)], 1)
-
-    def unexplained(given: Tensor) -> float:
-        left = given - read @ torch.linalg.lstsq(read, given, driver="gelsd").solution
-        return float(left.var(0).sum() / given.var(0).sum())
-
-    first, *others = groups.split([part.width for part in encoder.groups], 1)
-    assert unexplained(first) < 1e-8 and all(unexplained(given) > 0.1 for given in others)
-    assert AutoGroup().groups[0] == 0
-
-
 def assert_steps_are_apart(structure: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every batch of a search with ``structure`` for the memberships' gradients: they are those of its loss alone,
     and neither weights nor their gradients have changed."""
