@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -188,12 +188,12 @@ class Trainer:
     Args:
         model: a module with ``loss`` and ``predict``.
         config: how to train.
-        optimisers: in place of those that ``config`` describes.
+        architecture: parameters of the model that someone else steps, such as a search's gates.
         planned: number of steps that learning-rate schedules count on.
         balancer: of a model with ``terms``; by default their sum is minimised.
     """
 
-    def __init__(self, model: Model, config: TrainConfig, optimisers: Optimisers | None = None,
+    def __init__(self, model: Model, config: TrainConfig, architecture: Sequence[Tensor] = (),
                  planned: int = 0, balancer: Balancer | None = None) -> None:
         assert isinstance(model, nn.Module)
         self.model, self.config, self.planned, self.balancer = model, config, planned, balancer
@@ -208,8 +208,8 @@ class Trainer:
             for module in self.network.modules():
                 if isinstance(module, MLP):
                     module.compile()
-        self.optimisers = optimisers or Optimisers.of(
-            model, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay)
+        self.optimisers = Optimisers.of(model, config.learning_rate, config.table_optimiser,
+                                        config.table_learning_rate, config.weight_decay, exclude=architecture)
         if balancer is not None:
             cast(nn.Module, balancer).to(self.device)
             own = balancer.optimiser()

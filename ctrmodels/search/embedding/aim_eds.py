@@ -15,7 +15,6 @@ from ctrmodels.search.optimiser import GRDA, RowGRDA
 from ctrmodels.search.progress import Progress
 from ctrmodels.search.relaxation import GatedEmbedding
 from ctrmodels.training.checkpoint import Checkpoint
-from ctrmodels.training.optimisers import Optimisers
 from ctrmodels.training.trainer import Trainer, seed_everything
 from ctrmodels.zoo import CTRModel
 
@@ -86,16 +85,13 @@ class AIMEDS:
     def train(self, network: CTRModel, embeddings: Sequence[GatedEmbedding], rows: SearchRows, host: Host, seed: int,
               checkpoint: Checkpoint | None = None) -> Found:
         """Train ``network`` and the gates of those of its ``embeddings`` that have some; trace and steps."""
-        config = host.train
         gates = [e.parameter for e in embeddings]
-        optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
-                                   config.table_learning_rate, config.weight_decay, exclude=gates)
-        trainer = Trainer(network, config, optimisers)
+        trainer = Trainer(network, host.train, gates)
         train = trainer.loader(rows.both(), seed)
         trainer.planned = self.epochs * train.steps(0)
         selection = (RowGRDA if self.by_value else GRDA)(
             gates, self.target_threshold, trainer.planned, self.gamma, self.mu)
-        optimisers.add_architecture(selection)
+        trainer.optimisers.add_architecture(selection)
         progress = Progress(self, seed, trainer, checkpoint)
 
         def rise() -> None:

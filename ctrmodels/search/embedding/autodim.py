@@ -94,9 +94,7 @@ class AutoDim:
         # Normalised candidates have the same norm whatever their tables hold: a penalty on it would only pull
         # the probabilities towards mixtures that cancel out.
         network = replace(host, l2=0.0).build(schema, wide, embedding)
-        trainer = Trainer(network, config, Optimisers.of(
-            network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
-            exclude=[choice.theta]))
+        trainer = Trainer(network, config, [choice.theta])
         architecture = torch.optim.Adam([choice.theta], lr=self.learning_rate)
         train, arch = trainer.loader(rows.train, seed), Endless(trainer.loader(rows.arch, seed))
         ahead = Endless(trainer.loader(rows.train, seed + 1)) if self.order == "second" else None

@@ -153,11 +153,8 @@ class StreamingAutoEmb:
         # alphas towards mixtures that cancel out.
         self.network = replace(host, l2=0.0).build(schema, ArchSpec.dense(schema, host.dim), self.embedding)
         self.controllers = list(self.embedding.controllers.parameters())
-        config = host.train
         self.reader = _Reader(self.network)
-        self.trainer = Trainer(self.reader, config, Optimisers.of(
-            self.network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
-            exclude=self.controllers))
+        self.trainer = Trainer(self.reader, host.train, self.controllers)
         self.weights = self.trainer.optimisers.weights()
         self.architecture = torch.optim.Adam(self.controllers, lr=settings.learning_rate, fused=True)
         self.waiting: tuple[Batch, Tensor] | None = None

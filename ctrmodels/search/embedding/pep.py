@@ -15,7 +15,7 @@ from ctrmodels.search.optimiser import CoupledAdam
 from ctrmodels.search.progress import Progress
 from ctrmodels.search.relaxation import Granularity, SoftThresholdEmbedding
 from ctrmodels.training.checkpoint import Checkpoint
-from ctrmodels.training.optimisers import DenseAdam, Optimisers
+from ctrmodels.training.optimisers import DenseAdam
 from ctrmodels.training.trainer import Trainer, seed_everything
 
 # Rows whose values are counted to see whether a target is reached. Ids fall in frequency, so evenly spaced rows are a
@@ -94,13 +94,11 @@ class PEP:
             FloatingPointError: the training diverged.
         """
         seed_everything(seed)
-        schema, config = rows.schema, host.train
+        schema = rows.schema
         embedding = SoftThresholdEmbedding(schema, host.dim, self.threshold_init, self.granularity)
         start = embedding.table.weight.detach().numpy().copy()
         network = host.build(schema, ArchSpec.dense(schema, host.dim), embedding)
-        trainer = Trainer(network, config, Optimisers.of(
-            network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
-            exclude=[embedding.parameter]))
+        trainer = Trainer(network, host.train, [embedding.parameter])
         train = trainer.loader(rows.both(), seed)
         trainer.planned = self.epochs * train.steps(0)
         selection = self.thresholds_optimiser(embedding.parameter, embedding.by_row, trainer.planned)

@@ -78,15 +78,12 @@ class AutoGroup:
     def search(self, rows: SearchRows, host: Host, seed: int, checkpoint: Checkpoint | None = None) -> Found:
         """The groups at the end; none, if no two fields are together."""
         seed_everything(seed)
-        config = host.train
         network = self.build(rows, host)
         groups = network.encoder.groups
         network.encoder.layout.keeps = True
         memberships = groups.relax(self.temperature)
         logits = [memberships.logits]
-        trainer = Trainer(network, config, Optimisers.of(
-            network, config.learning_rate, config.table_optimiser, config.table_learning_rate, config.weight_decay,
-            exclude=logits))
+        trainer = Trainer(network, host.train, logits)
         architecture = torch.optim.Adam(logits, lr=self.learning_rate, fused=True)
         train = trainer.loader(rows.both(), seed)
         trainer.planned = self.epochs * train.steps(0)

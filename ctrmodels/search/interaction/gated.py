@@ -98,19 +98,17 @@ class GatedSearch(ABC):
             about: goes into every entry of the trace.
         """
         seed_everything(seed)
-        config, stays = host.train, spec.interactions or ()
+        stays = spec.interactions or ()
         network = self.build(rows.schema, host, replace(spec, interactions=(*stays, *candidates)))
         gates = _gates_behind(network.gated, len(stays))
-        optimisers = Optimisers.of(network, config.learning_rate, config.table_optimiser,
-                                   config.table_learning_rate, config.weight_decay, exclude=[gates])
-        trainer = Trainer(network, config, optimisers)
+        trainer = Trainer(network, host.train, [gates])
         held_out = self.gates_on == "arch"
         train = trainer.loader(rows.train if held_out else rows.both(), seed)
         trainer.planned = self.epochs * train.steps(0)
         selection = GRDA([gates], self.target_threshold, trainer.planned, self.gamma, self.mu, positive=held_out)
         arch = Endless(trainer.loader(rows.arch, seed))
         if not held_out:
-            optimisers.add_architecture(selection)
+            trainer.optimisers.add_architecture(selection)
         steps_alone: dict[str, Stateful] = {"selection": Optimisers([selection]), "arch": arch}
         progress = Progress(self, seed, trainer, checkpoint, steps_alone if held_out else None)
         for epoch in progress.epochs(self.epochs):
